@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package check is the subcommand `kedge check`.
+package check
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"github.com/kedge-io/kedge/pkg/check"
+	"github.com/kedge-io/kedge/pkg/config"
+)
+
+// Command gives `kedge check`. It takes the configuration of `kedge server` and ends with status 1 when a probe
+// failed; warnings leave it at 0.
+func Command() *cli.Command {
+	own := []cli.Flag{
+		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "text", Usage: "write the report in `FORMAT` text or json"},
+		&cli.BoolFlag{Name: "agent", Usage: "the machine is to carry no control plane"},
+	}
+	return &cli.Command{
+		Name:  "check",
+		Usage: "probe whether this machine can run Kedge",
+		Description: "Probes the machine and shows for everything that is wrong what was found and what to type.\n" +
+			"It goes by the configuration of `kedge server` and takes the same flags. Nothing is changed.\n" +
+			"Exit status: 1 when something failed, 0 otherwise, also with warnings.",
+		Flags:  append(own, config.Flags()...),
+		Action: run,
+	}
+}
+
+func run(c *cli.Context) error {
+	format := c.String("output")
+	if format != "text" && format != "json" {
+		return fmt.Errorf("--output %q is unknown; accepted: text, json", format)
+	}
+	if c.Args().Present() {
+		return fmt.Errorf("unexpected argument %q: only flags are accepted", c.Args().First())
+	}
+	var o check.Options
+	if cfg, err := config.Load(c); err != nil {
+		o.ConfigErr = err
+	} else {
+		o = ServerOptions(cfg)
+	}
+	o.ExpectRunning = true
+	if c.Bool("agent") {
+		o.Agent = true
+		o.Ports = nil
+	}
+	report := check.Run(c.Context, o)
+	write := func() error { return report.WriteText(c.App.Writer, textOptions(c)) }
+	if format == "json" {
+		write = func() error { return report.WriteJSON(c.App.Writer) }
+	}
+	if err := write(); err != nil {
+		return fmt.Errorf("write the report: %w", err)
+	}
+	if report.Failed() {
+		return cli.Exit("", 1)
+	}
+	return nil
+}
+
+// ServerOptions gives what is to be probed before `kedge server` starts with this configuration.
+func ServerOptions(cfg *config.Server) check.Options {
+	o := check.Options{
+		DataDir: cfg.DataDir, KubeletDir: cfg.KubeletRootDir, NodeName: cfg.NodeName,
+		ProxyMode: string(cfg.ProxyMode), FlannelBackend: string(cfg.FlannelBackend), Snapshotter: string(cfg.Snapshotter),
+		ClusterCIDR: cfg.ClusterCIDR, ServiceCIDR: cfg.ServiceCIDR, DNSAddress: cfg.ClusterDNS, ResolvConf: cfg.ResolvConf,
+	}
+	if cfg.DisableKubeProxy {
+		o.ProxyMode = "none"
+	}
+	o.Ports = check.DefaultPorts(o, netip.AddrPortFrom(cfg.BindAddress, uint16(cfg.HTTPSListenPort)))
+	if cfg.Disabled(config.ComponentCoreDNS) {
+		o.Ports = slices.DeleteFunc(o.Ports, func(p check.Port) bool { return p.Addr == cfg.ClusterDNS })
+	}
+	return o
+}
+
+// textOptions: colours and the width of the window on a terminal, plain text elsewhere (and with NO_COLOR set, see
+// https://no-color.org).
+func textOptions(c *cli.Context) check.TextOptions {
+	out, ok := c.App.Writer.(*os.File)
+	if !ok || !term.IsTerminal(int(out.Fd())) {
+		return check.TextOptions{}
+	}
+	o := check.TextOptions{Color: os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
+	if width, _, err := term.GetSize(int(out.Fd())); err == nil {
+		o.Width = min(width, 140)
+	}
+	return o
+}

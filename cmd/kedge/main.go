@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Kedge is a Kubernetes distribution in one binary. This file decides what a process is: a child of the supervisor (kedge
+// [etcd] and the like), one of the tools under its own name (kubectl, ctr), or a command line.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/kedge-io/kedge/cmd/check"
+	"github.com/kedge-io/kedge/cmd/server"
+	"github.com/kedge-io/kedge/cmd/status"
+	"github.com/kedge-io/kedge/cmd/tools"
+	"github.com/kedge-io/kedge/pkg/controlplane"
+	"github.com/kedge-io/kedge/pkg/datastore"
+	"github.com/kedge-io/kedge/pkg/logging"
+	"github.com/kedge-io/kedge/pkg/node"
+	"github.com/kedge-io/kedge/pkg/supervise"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := run(ctx, os.Args); err != nil {
+		var exit cli.ExitCoder
+		if errors.As(err, &exit) {
+			if text := exit.Error(); text != "" {
+				fmt.Fprintln(os.Stderr, text)
+			}
+			os.Exit(exit.ExitCode())
+		}
+		fmt.Fprintln(os.Stderr, "kedge:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if name, ok := supervise.ChildName(args[0]); ok {
+		return runChild(ctx, name, args[1:])
+	}
+	switch filepath.Base(args[0]) {
+	case "kubectl":
+		return tools.Kubectl(ctx, args[1:])
+	case "ctr":
+		return tools.Ctr(ctx, args[1:])
+	}
+	app := &cli.App{
+		Name:                   "kedge",
+		Usage:                  "Kubernetes in one binary, for edge machines and home labs",
+		Commands:               append([]*cli.Command{server.Command(), status.Command(), check.Command()}, tools.Commands()...),
+		Suggest:                true,
+		HideVersion:            true,
+		EnableBashCompletion:   true,
+		UseShortOptionHandling: false,
+		ExitErrHandler:         func(*cli.Context, error) {}, // main does
+		CommandNotFound: func(c *cli.Context, name string) {
+			fmt.Fprintf(c.App.ErrWriter, "kedge: unknown command %q; see `kedge help`\n", name)
+			os.Exit(2)
+		},
+	}
+	return app.RunContext(ctx, args)
+}
+
+// runChild is what the supervisor starts.
+func runChild(ctx context.Context, name string, args []string) error {
+	switch name {
+	case "etcd":
+		return child(ctx, args, func(c datastore.Config) logging.Config { return c.Logging }, datastore.Run)
+	case "controlplane":
+		return child(ctx, args, func(c controlplane.Config) logging.Config { return c.Logging }, controlplane.Run)
+	case "containerd":
+		return child(ctx, args, func(c node.ContainerdConfig) logging.Config { return c.Logging }, node.RunContainerd)
+	case "node":
+		return child(ctx, args, func(c node.Config) logging.Config { return c.Logging }, node.Run)
+	}
+	return fmt.Errorf("there is no process %q", name)
+}
+
+func child[C any](ctx context.Context, args []string, logConfig func(C) logging.Config, run func(context.Context, C, *supervise.Child, *slog.Logger) error) error {
+	var cfg C
+	c, err := supervise.NewChild(args, &cfg)
+	if err != nil {
+		return err
+	}
+	name, _ := supervise.ChildName(os.Args[0])
+	log, err := logging.Child(logConfig(cfg), name)
+	if err != nil {
+		return err
+	}
+	return run(ctx, cfg, c, log)
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package status is the command `kedge status`.
+package status
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"k8s.io/apimachinery/pkg/util/duration"
+
+	"github.com/kedge-io/kedge/pkg/server"
+)
+
+// Command shows what the server of this machine is doing. It exits with 0 when all is ready, with 1 when the server does not
+// run, and with 3 when something is not ready.
+func Command() *cli.Command {
+	return &cli.Command{
+		Name:  "status",
+		Usage: "show each component: its state, since when, restarts, and why it is not ready",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT`: text or json", Value: "text"},
+			&cli.StringFlag{Name: "run-dir", Usage: "`DIR` of the server's sockets", Value: server.DefaultRunDir, Hidden: true},
+		},
+		Action: func(c *cli.Context) error {
+			st, err := server.GetStatus(c.Context, c.String("run-dir"))
+			if err != nil {
+				return err
+			}
+			switch f := c.String("output"); f {
+			case "json":
+				enc := json.NewEncoder(c.App.Writer)
+				enc.SetIndent("", "  ")
+				err = enc.Encode(st)
+			case "text":
+				err = write(c.App.Writer, st, time.Now())
+			default:
+				err = fmt.Errorf("unknown output format %q: text or json", f)
+			}
+			if err == nil && !st.Ready {
+				return cli.Exit("", 3)
+			}
+			return err
+		},
+	}
+}
+
+func write(out io.Writer, st *server.Status, now time.Time) error {
+	state := "ready"
+	if !st.Ready {
+		state = "not ready"
+	}
+	fmt.Fprintf(out, "Kedge %s on node %s: %s, running for %s (pid %d)\n\n", st.Version, st.Node, state, duration.HumanDuration(now.Sub(st.Started)), st.PID)
+	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(w, "PROCESS\tCOMPONENT\tSTATE\tSINCE\tRESTARTS\tREMARK")
+	for _, p := range st.Processes {
+		for _, c := range p.Components {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", p.Name, c.Name, c.State, duration.HumanDuration(now.Sub(c.Since)), p.Restarts, c.Reason)
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, p := range st.Processes {
+		if p.LastExitAt != nil {
+			fmt.Fprintf(out, "\n%s ended %s ago: %s", p.Name, duration.HumanDuration(now.Sub(*p.LastExitAt)), p.LastExit)
+		}
+	}
+	for _, c := range st.Certificates {
+		if c.Warning != "" {
+			fmt.Fprintf(out, "\ncertificate %s: %s", c.Name, c.Warning)
+		}
+	}
+	_, err := fmt.Fprintln(out)
+	return err
+}

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+// envPrefix starts the name of every environment variable that belongs to Kedge.
+const envPrefix = "KEDGE_"
+
+// option is the one declaration of a setting. The flag, the key in the configuration file, the environment variable
+// and the line in docs/reference.md are all derived from it.
+type option struct {
+	name     string // flag and file key
+	alias    string // one-letter flag
+	category string
+	usage    string
+	def      string // the default as an operator would write it; empty if it is computed or there is none
+	defText  string // describes a default that is computed, for help and documentation
+	kind     kind
+	hidden   bool
+	flagOnly bool // not allowed in the file: it says where the file is
+	set      setter
+}
+
+type kind int
+
+const (
+	scalar kind = iota
+	boolean
+	list     // --x a --x b or --x a,b
+	argument // list of key=value whose values may hold commas: --x a --x b
+)
+
+func (o *option) isList() bool { return o.kind == list || o.kind == argument }
+
+func (o *option) env() string {
+	return envPrefix + strings.ToUpper(strings.ReplaceAll(o.name, "-", "_"))
+}
+
+// value is one given value with the place it came from: "--node-name", "KEDGE_NODE_NAME", "config.yaml:3: node-name".
+type value struct{ text, source string }
+
+// setter parses the values of an option (at least one) into the configuration.
+type setter func(*Server, []value) error
+
+// one makes a setter for an option with a single value.
+func one[T any](field func(*Server) *T, parse func(string) (T, error)) setter {
+	return func(s *Server, values []value) error {
+		v := values[len(values)-1]
+		t, err := parse(v.text)
+		if err != nil {
+			return fmt.Errorf("%s: %w", v.source, err)
+		}
+		*field(s) = t
+		return nil
+	}
+}
+
+// many makes a setter for a list.
+func many[T any, L ~[]T](field func(*Server) *L, parse func(string) (T, error)) setter {
+	return func(s *Server, values []value) error {
+		result := make(L, 0, len(values))
+		var errs []error
+		for _, v := range values {
+			t, err := parse(v.text)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", v.source, err))
+				continue
+			}
+			result = append(result, t)
+		}
+		*field(s) = result
+		return errors.Join(errs...)
+	}
+}
+
+// Categories, in the order of help and documentation.
+const (
+	general    = "General"
+	node       = "Node"
+	apiServer  = "API server"
+	networking = "Networking"
+	images     = "Images"
+	components = "Components"
+)
+
+// options lists every setting, in the order of the documentation.
+func options() []*option {
+	return []*option{
+		{name: "config", alias: "c", category: general, def: DefaultConfig, flagOnly: true,
+			usage: "read the configuration from this file and then from `FILE`.d/*.yaml",
+			set:   one(func(s *Server) *string { return &s.Config }, absolutePath)},
+		{name: "data-dir", alias: "d", category: general, def: DefaultDataDir,
+			usage: "keep all state in `DIR`",
+			set:   one(func(s *Server) *string { return &s.DataDir }, absolutePath)},
+		{name: "run-dir", category: general, def: DefaultRunDir, hidden: true,
+			usage: "keep sockets and generated files in `DIR`",
+			set:   one(func(s *Server) *string { return &s.RunDir }, socketDir)},
+		{name: "kubelet-root-dir", category: general, def: "/var/lib/kubelet",
+			usage: "keep the kubelet's state and the volumes of pods in `DIR`",
+			set:   one(func(s *Server) *string { return &s.KubeletRootDir }, absolutePath)},
+		{name: "debug", category: general, kind: boolean, def: "false",
+			usage: "log more",
+			set:   one(func(s *Server) *bool { return &s.Debug }, boolText)},
+		{name: "log-format", category: general, def: string(LogText),
+			usage: "write the log as text or json",
+			set:   one(func(s *Server) *LogFormat { return &s.LogFormat }, oneOf(LogText, LogJSON))},
+
+		{name: "node-name", category: node, defText: "the host name, in lower case",
+			usage: "register this node as `NAME`",
+			set:   one(func(s *Server) *string { return &s.NodeName }, nodeName)},
+		{name: "node-ip", category: node, kind: list,
+			defText: "the address of the interface with the default route; without a default route the only usable address",
+			usage:   "use `ADDRESS` of this machine for the node (one, or one IPv4 and one IPv6 address)",
+			set:     many(func(s *Server) *addrList { return (*addrList)(&s.NodeIP) }, hostAddress)},
+		{name: "node-label", category: node, kind: list,
+			usage: "register the node with label `KEY=VALUE`",
+			set:   many(func(s *Server) *[]string { return &s.NodeLabels }, nodeLabel)},
+		{name: "node-taint", category: node, kind: list,
+			usage: "register the node with taint `KEY=VALUE:EFFECT`",
+			set:   many(func(s *Server) *[]string { return &s.NodeTaints }, nodeTaint)},
+		{name: "resolv-conf", category: node, defText: "the system's, without loopback resolvers",
+			usage: "pods and the cluster DNS ask the resolvers in `FILE` for outside names",
+			set:   one(func(s *Server) *string { return &s.ResolvConf }, absolutePath)},
+
+		{name: "bind-address", category: apiServer, defText: "0.0.0.0, or :: in an IPv6 cluster",
+			usage: "the API server listens on `ADDRESS`",
+			set:   one(func(s *Server) *addr { return &s.BindAddress }, bindAddress)},
+		{name: "https-listen-port", category: apiServer, def: "6443",
+			usage: "the API server listens on `PORT`",
+			set:   one(func(s *Server) *int { return &s.HTTPSListenPort }, port)},
+		{name: "advertise-address", category: apiServer, defText: "bind-address if it is a single address, else the first node-ip",
+			usage: "pods and other nodes reach this API server at `ADDRESS`",
+			set:   one(func(s *Server) *addr { return &s.AdvertiseAddress }, hostAddress)},
+		{name: "tls-san", category: apiServer, kind: list,
+			usage: "put `NAME` (host name or address) into the API server's certificate too",
+			set:   many(func(s *Server) *[]string { return &s.TLSSANs }, certName)},
+		{name: "write-kubeconfig", category: apiServer, def: DefaultKubeconfig,
+			usage: "write the administrator's kubeconfig to `FILE`",
+			set:   one(func(s *Server) *string { return &s.WriteKubeconfig }, absolutePath)},
+		{name: "write-kubeconfig-mode", category: apiServer, def: "0600",
+			usage: "give that file the octal `MODE`",
+			set:   one(func(s *Server) *fileMode { return &s.WriteKubeconfigMode }, parseFileMode)},
+
+		{name: "cluster-cidr", category: networking, def: "10.42.0.0/16",
+			usage: "pods get their addresses from `CIDR`",
+			set:   one(func(s *Server) *prefix { return &s.ClusterCIDR }, parsePrefix)},
+		{name: "service-cidr", category: networking, def: "10.43.0.0/16",
+			usage: "services get their addresses from `CIDR`",
+			set:   one(func(s *Server) *prefix { return &s.ServiceCIDR }, parsePrefix)},
+		{name: "service-node-port-range", category: networking, def: "30000-32767",
+			usage: "services of type NodePort get ports from `FIRST-LAST`",
+			set:   one(func(s *Server) *PortRange { return &s.ServiceNodePortRange }, parsePortRange)},
+		{name: "cluster-dns", category: networking, defText: "the tenth address of service-cidr",
+			usage: "the cluster DNS has `ADDRESS`",
+			set:   one(func(s *Server) *addr { return &s.ClusterDNS }, parseAddr)},
+		{name: "cluster-domain", category: networking, def: "cluster.local",
+			usage: "the names of services end in `DOMAIN`",
+			set:   one(func(s *Server) *string { return &s.ClusterDomain }, clusterDomain)},
+		{name: "proxy-mode", category: networking, def: string(ProxyAuto),
+			usage: "program service addresses with ipvs, nftables or iptables; auto is ipvs where the kernel has it, else nftables",
+			set:   one(func(s *Server) *ProxyMode { return &s.ProxyMode }, oneOf(ProxyAuto, ProxyIPVS, ProxyNFTables, ProxyIPTables))},
+		{name: "flannel-backend", category: networking, def: string(FlannelVXLAN),
+			usage: "connect the pods of different nodes with vxlan or host-gw; none if you install a CNI plugin yourself",
+			set:   one(func(s *Server) *FlannelMode { return &s.FlannelBackend }, flannelBackend)},
+		{name: "flannel-iface", category: networking, defText: "the one that has node-ip",
+			usage: "send traffic between nodes through network `INTERFACE`; node-ip is taken from it too unless it is given",
+			set:   one(func(s *Server) *string { return &s.FlannelIface }, nonEmpty)},
+
+		{name: "private-registry", category: images, def: DefaultRegistries,
+			usage: "read mirrors and credentials of image registries from `FILE`, if it exists",
+			set:   one(func(s *Server) *string { return &s.PrivateRegistry }, absolutePath)},
+		{name: "pause-image", category: images, defText: "built in",
+			usage: "use `IMAGE` for the pause container of pods",
+			set:   one(func(s *Server) *string { return &s.PauseImage }, imageReference)},
+		{name: "snapshotter", category: images, def: string(SnapshotterOverlayFS),
+			usage: "put image layers together with overlayfs or native (slow, but works on any file system)",
+			set:   one(func(s *Server) *Snapshotter { return &s.Snapshotter }, snapshotter)},
+
+		{name: "disable", category: components, kind: list,
+			usage: "leave out a packaged `COMPONENT`: " + ComponentCoreDNS,
+			set:   many(func(s *Server) *[]string { return &s.Disable }, disable)},
+		{name: "disable-kube-proxy", category: components, kind: boolean, def: "false",
+			usage: "do not run kube-proxy on this node",
+			set:   one(func(s *Server) *bool { return &s.DisableKubeProxy }, boolText)},
+		componentArgs("etcd", func(s *Server) *Args { return &s.EtcdArgs }),
+		componentArgs("kube-apiserver", func(s *Server) *Args { return &s.KubeAPIServerArgs }),
+		componentArgs("kube-controller-manager", func(s *Server) *Args { return &s.KubeControllerManagerArgs }),
+		componentArgs("kube-scheduler", func(s *Server) *Args { return &s.KubeSchedulerArgs }),
+		componentArgs("kubelet", func(s *Server) *Args { return &s.KubeletArgs }),
+		componentArgs("kube-proxy", func(s *Server) *Args { return &s.KubeProxyArgs }),
+	}
+}
+
+func componentArgs(component string, field func(*Server) *Args) *option {
+	return &option{name: component + "-arg", category: components, kind: argument,
+		usage: "start " + component + " with the further flag `KEY=VALUE`",
+		set:   many(field, argText)}
+}
+
+// Flags gives the flags of `kedge server`. They only collect text: Load does the rest.
+func Flags() []cli.Flag {
+	var flags []cli.Flag
+	for _, o := range options() {
+		var aliases []string
+		if o.alias != "" {
+			aliases = []string{o.alias}
+		}
+		defText := cmp.Or(o.def, o.defText)
+		switch {
+		case o.kind == boolean:
+			flags = append(flags, &cli.BoolFlag{Name: o.name, Aliases: aliases, Category: o.category, Usage: o.usage,
+				DefaultText: defText, Hidden: o.hidden})
+		case o.isList():
+			// Not cli.StringSliceFlag: whether that one splits at commas is a global setting.
+			flags = append(flags, &cli.GenericFlag{Name: o.name, Aliases: aliases, Category: o.category, Usage: o.usage,
+				DefaultText: defText, Hidden: o.hidden, Value: new(texts)})
+		default:
+			flags = append(flags, &cli.StringFlag{Name: o.name, Aliases: aliases, Category: o.category, Usage: o.usage,
+				DefaultText: defText, Hidden: o.hidden})
+		}
+	}
+	return flags
+}
+
+// texts is a flag that may be repeated; it collects what was given.
+type texts []string
+
+// Set adds one occurrence.
+func (t *texts) Set(s string) error { *t = append(*t, s); return nil }
+
+// String gives what was collected, for help.
+func (t *texts) String() string { return strings.Join(*t, ",") }
+
+// flagValues reads an option from the command line.
+func (o *option) flagValues(c *cli.Context) []value {
+	if !c.IsSet(o.name) {
+		return nil
+	}
+	source := "--" + o.name
+	switch {
+	case o.kind == boolean:
+		return []value{{strconv.FormatBool(c.Bool(o.name)), source}}
+	case o.isList():
+		var values []value
+		if given, ok := c.Generic(o.name).(*texts); ok {
+			for _, text := range *given {
+				values = append(values, o.split(text, source)...)
+			}
+		}
+		return values
+	default:
+		return []value{{c.String(o.name), source}}
+	}
+}
+
+// split takes a list given as one text apart at its commas, except arguments: there a comma belongs to the value.
+func (o *option) split(text, source string) []value {
+	if o.kind != list {
+		return []value{{text, source}}
+	}
+	var values []value
+	for part := range strings.SplitSeq(text, ",") {
+		values = append(values, value{strings.TrimSpace(part), source})
+	}
+	return values
+}
+
+// envValues reads an option from its environment variable. All lists are separated by commas there; `\,` is a comma
+// that belongs to a value.
+func (o *option) envValues(text string) []value {
+	source := o.env()
+	if !o.isList() {
+		return []value{{text, source}}
+	}
+	var values []value
+	var part strings.Builder
+	flush := func() {
+		values = append(values, value{strings.TrimSpace(part.String()), source})
+		part.Reset()
+	}
+	for i := 0; i < len(text); i++ {
+		switch {
+		case text[i] == '\\' && i+1 < len(text) && text[i+1] == ',':
+			part.WriteByte(',')
+			i++
+		case text[i] == ',':
+			flush()
+		default:
+			part.WriteByte(text[i])
+		}
+	}
+	flush()
+	return values
+}

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+// complete fills the fields whose default depends on others or on the machine.
+func (s *Server) complete(m machine, sources map[string]string) error {
+	var errs []error
+	if s.NodeName == "" && strings.HasPrefix(sources["node-name"], "default") {
+		s.NodeName = strings.ToLower(m.hostname)
+		if problems := validation.IsDNS1123Subdomain(s.NodeName); len(problems) > 0 {
+			errs = append(errs, fmt.Errorf("the host name %q cannot be a node name: %s; rename the machine or set node-name",
+				m.hostname, strings.Join(problems, "; ")))
+		}
+	}
+	if !s.ClusterDNS.IsValid() && s.ServiceCIDR.IsValid() {
+		a := s.ServiceCIDR.Addr()
+		for range 10 {
+			a = a.Next()
+		}
+		s.ClusterDNS = a
+	}
+	if !s.BindAddress.IsValid() && s.ClusterCIDR.IsValid() {
+		s.BindAddress = netip.IPv4Unspecified()
+		if s.ClusterCIDR.Addr().Is6() {
+			s.BindAddress = netip.IPv6Unspecified()
+		}
+	}
+	if len(s.NodeIP) > 0 {
+		s.NodeIPReason = "given by " + sources["node-ip"]
+	} else if strings.HasPrefix(sources["node-ip"], "default") && s.ClusterCIDR.IsValid() && (s.FlannelIface == "" || m.find(s.FlannelIface) != nil) {
+		a, reason, err := m.chooseNodeIP(s.ClusterCIDR.Addr().Is6(), s.FlannelIface, s.ClusterCIDR, s.ServiceCIDR)
+		if err != nil {
+			errs = append(errs, err)
+		} else {
+			s.NodeIP, s.NodeIPReason = []netip.Addr{a}, reason
+		}
+	}
+	if !s.AdvertiseAddress.IsValid() {
+		switch {
+		case s.BindAddress.IsValid() && !s.BindAddress.IsUnspecified():
+			s.AdvertiseAddress = s.BindAddress
+		case len(s.NodeIP) > 0:
+			s.AdvertiseAddress = s.NodeIP[0]
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// validate checks what involves several fields or the machine. Fields that could not be parsed are skipped: they have
+// been reported.
+func (s *Server) validate(m machine, sources map[string]string) error {
+	return errors.Join(
+		s.validateNetworks(sources),
+		s.validateAddresses(m, sources),
+		s.validatePorts(sources),
+		s.validateFiles(m, sources),
+	)
+}
+
+func (s *Server) validateNetworks(sources map[string]string) error {
+	var errs []error
+	pods, services := s.ClusterCIDR, s.ServiceCIDR
+	if pods.IsValid() && services.IsValid() {
+		if pods.Addr().Is6() != services.Addr().Is6() {
+			errs = append(errs, fmt.Errorf("%s: %s and the services' %s (%s) are of different address families; dual-stack is not supported yet",
+				sources["cluster-cidr"], pods, services, sources["service-cidr"]))
+		} else if pods.Overlaps(services) {
+			errs = append(errs, fmt.Errorf("%s: %s overlaps with the services' %s (%s)",
+				sources["cluster-cidr"], pods, services, sources["service-cidr"]))
+		}
+	}
+	if pods.IsValid() {
+		errs = append(errs, s.validateNodeMask(sources["cluster-cidr"]))
+	}
+	if services.IsValid() {
+		if services.Addr().BitLen()-services.Bits() < 4 {
+			errs = append(errs, fmt.Errorf("%s: %s is too small for the services; it must hold at least 16 addresses", sources["service-cidr"], services))
+		} else if dns := s.ClusterDNS; dns.IsValid() && (!services.Contains(dns) || dns == services.Addr() || dns == services.Addr().Next()) {
+			errs = append(errs, fmt.Errorf("%s: %s must be an address of service-cidr %s (%s) and not its first, which the API server gets",
+				sources["cluster-dns"], dns, services, sources["service-cidr"]))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// validateNodeMask applies the rule of the controller-manager's node IPAM
+// (k8s.io/kubernetes/pkg/controller/nodeipam/ipam/cidrset): every node gets a network of the mask's size out of the
+// pods' network, at most 2^16 of them.
+func (s *Server) validateNodeMask(source string) error {
+	mask, flag := 24, "node-cidr-mask-size-ipv4"
+	if s.ClusterCIDR.Addr().Is6() {
+		mask, flag = 64, "node-cidr-mask-size-ipv6"
+	}
+	for _, name := range []string{"node-cidr-mask-size", flag} {
+		if text, ok := s.KubeControllerManagerArgs.Get(name); ok {
+			if n, err := strconv.Atoi(text); err == nil {
+				mask = n
+			}
+		}
+	}
+	switch bits := s.ClusterCIDR.Bits(); {
+	case bits > mask:
+		return fmt.Errorf("%s: %s is too small: every node needs a /%d of it (kube-controller-manager-arg node-cidr-mask-size)", source, s.ClusterCIDR, mask)
+	case mask-bits > 16:
+		return fmt.Errorf("%s: %s is too large for nodes with a /%d each; give a /%d or smaller", source, s.ClusterCIDR, mask, mask-16)
+	}
+	return nil
+}
+
+func (s *Server) validateAddresses(m machine, sources map[string]string) error {
+	var errs []error
+	v6 := s.ClusterCIDR.IsValid() && s.ClusterCIDR.Addr().Is6()
+	if len(s.NodeIP) > 2 || len(s.NodeIP) == 2 && s.NodeIP[0].Is6() == s.NodeIP[1].Is6() {
+		errs = append(errs, fmt.Errorf("%s: %d addresses; accepted: one, or one IPv4 and one IPv6 address", sources["node-ip"], len(s.NodeIP)))
+	}
+	for i, a := range s.NodeIP {
+		if i == 0 && s.ClusterCIDR.IsValid() && a.Is6() != v6 {
+			errs = append(errs, fmt.Errorf("%s: %s is not of the address family of cluster-cidr %s (%s)", sources["node-ip"], a, s.ClusterCIDR, sources["cluster-cidr"]))
+		}
+		if !m.has(a) {
+			errs = append(errs, fmt.Errorf("%s: no interface of this machine has the address %s (it has %s): %w", sources["node-ip"], a, m.addressList(), ErrNoNodeAddress))
+		}
+		errs = append(errs, s.outsideCluster("node-ip", a, sources))
+	}
+	if a := s.AdvertiseAddress; a.IsValid() && !slices.Contains(s.NodeIP, a) {
+		errs = append(errs, s.outsideCluster("advertise-address", a, sources))
+		if s.ClusterCIDR.IsValid() && a.Is6() != v6 {
+			errs = append(errs, fmt.Errorf("%s: %s is not of the address family of cluster-cidr %s (%s)", sources["advertise-address"], a, s.ClusterCIDR, sources["cluster-cidr"]))
+		}
+	}
+	if a := s.BindAddress; a.IsValid() && !a.IsUnspecified() && !m.has(a) {
+		errs = append(errs, fmt.Errorf("%s: no interface of this machine has the address %s (it has %s): %w", sources["bind-address"], a, m.addressList(), ErrNoNodeAddress))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Server) outsideCluster(name string, a netip.Addr, sources map[string]string) error {
+	for _, network := range []struct {
+		name   string
+		prefix netip.Prefix
+	}{{"cluster-cidr", s.ClusterCIDR}, {"service-cidr", s.ServiceCIDR}} {
+		if network.prefix.IsValid() && network.prefix.Contains(a) {
+			return fmt.Errorf("%s: %s lies inside of %s %s (%s); choose another network for the cluster",
+				sources[name], a, network.name, network.prefix, sources[network.name])
+		}
+	}
+	return nil
+}
+
+func (s *Server) validatePorts(sources map[string]string) error {
+	// k8s.io/kubernetes/pkg/cluster/ports and etcd's peer port.
+	taken := map[int]string{
+		2380: "etcd", 10248: "the kubelet", 10249: "kube-proxy", 10250: "the kubelet", 10256: "kube-proxy",
+		10257: "the controller-manager", 10259: "the scheduler",
+	}
+	if owner := taken[s.HTTPSListenPort]; owner != "" {
+		return fmt.Errorf("%s: port %d is used by %s", sources["https-listen-port"], s.HTTPSListenPort, owner)
+	}
+	return nil
+}
+
+func (s *Server) validateFiles(m machine, sources map[string]string) error {
+	var errs []error
+	if s.ResolvConf != "" {
+		if _, err := os.ReadFile(s.ResolvConf); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", sources["resolv-conf"], err))
+		}
+	}
+	if s.FlannelIface != "" {
+		if s.FlannelBackend == FlannelNone {
+			errs = append(errs, fmt.Errorf("%s: there is no flannel with flannel-backend none (%s)", sources["flannel-iface"], sources["flannel-backend"]))
+		} else if m.find(s.FlannelIface) == nil {
+			errs = append(errs, fmt.Errorf("%s: this machine has no network interface %q; it has %s", sources["flannel-iface"], s.FlannelIface, m.linkList()))
+		}
+	}
+	for _, dir := range []struct{ name, path string }{
+		{"data-dir", s.DataDir}, {"run-dir", s.RunDir}, {"kubelet-root-dir", s.KubeletRootDir},
+	} {
+		if info, err := os.Stat(dir.path); dir.path != "" && err == nil && !info.IsDir() {
+			errs = append(errs, fmt.Errorf("%s: %s is not a directory", sources[dir.name], dir.path))
+		}
+	}
+	if info, err := os.Stat(s.WriteKubeconfig); s.WriteKubeconfig != "" && err == nil && info.IsDir() {
+		errs = append(errs, fmt.Errorf("%s: %s is a directory; give the name of a file", sources["write-kubeconfig"], s.WriteKubeconfig))
+	}
+	return errors.Join(errs...)
+}

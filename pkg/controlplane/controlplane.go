@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	cliflag "k8s.io/component-base/cli/flag"
+	"k8s.io/klog/v2"
+	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	apiserveroptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	controllermanageroptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
+	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	scheduleroptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
+
+	"github.com/kedge-io/kedge/pkg/supervise"
+)
+
+// plane holds the options of all components: the feature gates of the process are closed and set once, before any of them runs.
+type plane struct {
+	cfg               Config
+	apiserver         *apiserveroptions.ServerRunOptions
+	controllerManager *controllermanageroptions.KubeControllerManagerOptions
+	scheduler         *scheduleroptions.Options
+}
+
+// CheckArgs refuses flags that the components do not have or do not accept, before anything is started.
+func CheckArgs(cfg Config) error {
+	_, err := newPlane(cfg)
+	return err
+}
+
+func newPlane(cfg Config) (*plane, error) {
+	p := &plane{cfg: cfg, apiserver: apiserveroptions.NewServerRunOptions(), scheduler: scheduleroptions.NewOptions()}
+	var err error
+	if p.controllerManager, err = controllermanageroptions.NewKubeControllerManagerOptions(); err != nil {
+		return nil, fmt.Errorf("controller manager: %w", err)
+	}
+	return p, errors.Join(
+		parse("kube-apiserver-arg", p.apiserver.Flags(), cfg.apiserverFlags()),
+		parse("kube-controller-manager-arg", p.controllerManagerFlagSets(), cfg.controllerManagerFlags()),
+		parse("kube-scheduler-arg", *p.scheduler.Flags, cfg.schedulerFlags()),
+	)
+}
+
+func (p *plane) controllerManagerFlagSets() cliflag.NamedFlagSets {
+	return p.controllerManager.Flags(controllermanager.KnownControllers(), controllermanager.ControllersDisabledByDefault(), controllermanager.ControllerAliases())
+}
+
+// Run blocks until ctx ends or a component fails; the supervisor then starts the process again.
+func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logger) error {
+	p, err := newPlane(cfg)
+	if err != nil {
+		return err
+	}
+	// What the apiserver's and the controller manager's commands do before they run: gates and versions of the whole
+	// process, and no log lines about the API's own requests to itself.
+	if err := p.apiserver.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
+		return fmt.Errorf("feature gates: %w", err)
+	}
+	rest.SetDefaultWarningHandler(rest.NoWarnings{})
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		child.Report(ComponentAPIServer, supervise.Running, "")
+		if err := p.runAPIServer(component(ctx, ComponentAPIServer)); err != nil {
+			return fmt.Errorf("apiserver: %w", err)
+		}
+		return ended(ctx, ComponentAPIServer)
+	})
+	group.Go(func() error { return p.afterAPIServer(ctx, group, child, log) })
+	return group.Wait()
+}
+
+// afterAPIServer starts everything that is a client of the API as soon as it answers.
+func (p *plane) afterAPIServer(ctx context.Context, group *errgroup.Group, child *supervise.Child, log *slog.Logger) error {
+	clientConfig, err := clientcmd.BuildConfigFromFlags("", p.cfg.Files.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	client, err := kubernetes.NewForConfig(clientConfig)
+	if err != nil {
+		return err
+	}
+	for _, c := range []string{ComponentScheduler, ComponentControllerManager, ComponentManifests} {
+		child.Report(c, supervise.Waiting, "for the API")
+	}
+	if err := waitFor(ctx, client, "/livez/ping"); err != nil {
+		return err
+	}
+	group.Go(func() error {
+		child.Report(ComponentScheduler, supervise.Ready, "")
+		if err := p.runScheduler(component(ctx, ComponentScheduler)); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("scheduler: %w", err)
+		}
+		return ended(ctx, ComponentScheduler)
+	})
+	// The controller manager looks at /healthz once a second; starting it a moment early costs that second.
+	if err := waitFor(ctx, client, "/healthz"); err != nil {
+		return err
+	}
+	child.Report(ComponentAPIServer, supervise.Ready, "")
+	group.Go(func() error {
+		child.Report(ComponentControllerManager, supervise.Ready, "")
+		if err := p.runControllerManager(component(ctx, ComponentControllerManager)); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("controller manager: %w", err)
+		}
+		return ended(ctx, ComponentControllerManager)
+	})
+	group.Go(func() error { return p.applyManifests(ctx, clientConfig, child, log) })
+	return p.watchHealth(ctx, client, child)
+}
+
+// ended turns a component that returned without an error into one, unless the process is stopping.
+func ended(ctx context.Context, name string) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("%s ended by itself", name)
+}
+
+// component gives upstream code a logger that says whose lines these are.
+func component(ctx context.Context, name string) context.Context {
+	return klog.NewContext(ctx, klog.Background().WithValues("component", name))
+}
+
+func (p *plane) runAPIServer(ctx context.Context) error {
+	completed, err := p.apiserver.Complete(ctx)
+	if err != nil {
+		return err
+	}
+	if errs := completed.Validate(); len(errs) != 0 {
+		return utilerrors.NewAggregate(errs)
+	}
+	return apiserver.Run(ctx, completed)
+}
+
+func (p *plane) runScheduler(ctx context.Context) error {
+	completed, sched, err := scheduler.Setup(ctx, p.scheduler)
+	if err != nil {
+		return err
+	}
+	return scheduler.Run(ctx, completed, sched)
+}
+
+func (p *plane) runControllerManager(ctx context.Context) error {
+	cfg, err := p.controllerManager.Config(ctx, controllermanager.KnownControllers(), controllermanager.ControllersDisabledByDefault(), controllermanager.ControllerAliases())
+	if err != nil {
+		return err
+	}
+	return controllermanager.Run(ctx, cfg.Complete())
+}
+
+// waitFor polls a health path of the API server until it answers 200.
+func waitFor(ctx context.Context, client kubernetes.Interface, path string) error {
+	for {
+		if healthy(ctx, client, path) == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func healthy(ctx context.Context, client kubernetes.Interface, path string) error {
+	var code int
+	res := client.Discovery().RESTClient().Get().AbsPath(path).Timeout(5 * time.Second).Do(ctx).StatusCode(&code)
+	if code == http.StatusOK {
+		return nil
+	}
+	if err := res.Error(); err != nil {
+		return err
+	}
+	return fmt.Errorf("status %d", code)
+}
+
+// watchHealth keeps the reported state of the API server true.
+func (p *plane) watchHealth(ctx context.Context, client kubernetes.Interface, child *supervise.Child) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(15 * time.Second):
+		}
+		if err := healthy(ctx, client, "/readyz"); err != nil && ctx.Err() == nil {
+			child.Report(ComponentAPIServer, supervise.Failed, err.Error())
+		} else {
+			child.Report(ComponentAPIServer, supervise.Ready, "")
+		}
+	}
+}

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+	"text/template"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
+
+	"github.com/kedge-io/kedge/manifests"
+	"github.com/kedge-io/kedge/pkg/supervise"
+)
+
+// fieldManager owns what the manifests set.
+const fieldManager = "kedge"
+
+// applyManifests brings the embedded manifests into the cluster by server-side apply, again and again until it has succeeded
+// once: an object that did not change costs no write.
+func (p *plane) applyManifests(ctx context.Context, config *rest.Config, child *supervise.Child, log *slog.Logger) error {
+	client, err := dynamic.NewForConfig(config)
+	if err != nil {
+		return err
+	}
+	child.Report(ComponentManifests, supervise.Running, "")
+	for delay := 100 * time.Millisecond; ; delay = min(2*delay, 30*time.Second) {
+		err := p.applyAll(ctx, client)
+		if err == nil {
+			child.Report(ComponentManifests, supervise.Ready, "")
+			return nil
+		}
+		child.Report(ComponentManifests, supervise.Failed, err.Error())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(delay):
+		}
+		log.Debug("applying manifests again", "component", ComponentManifests, "error", err)
+	}
+}
+
+func (p *plane) applyAll(ctx context.Context, client dynamic.Interface) error {
+	entries, err := manifests.FS.ReadDir(".")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if slices.Contains(p.cfg.Disable, strings.TrimSuffix(e.Name(), ".yaml")) {
+			continue
+		}
+		objects, err := render(e.Name(), p.cfg)
+		if err != nil {
+			return err
+		}
+		for _, o := range objects {
+			gvr, _ := meta.UnsafeGuessKindToResource(o.GroupVersionKind())
+			_, err := client.Resource(gvr).Namespace(o.GetNamespace()).Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s %s: %w", o.GetKind(), o.GetName(), err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// render fills in a manifest's template fields and splits it into objects.
+func render(name string, cfg Config) ([]*unstructured.Unstructured, error) {
+	b, err := manifests.FS.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	t, err := template.New(name).Option("missingkey=error").Parse(string(b))
+	if err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", name, err)
+	}
+	var text bytes.Buffer
+	if err := t.Execute(&text, cfg); err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", name, err)
+	}
+	var objects []*unstructured.Unstructured
+	for dec := yaml.NewYAMLOrJSONDecoder(&text, 4096); ; {
+		o := &unstructured.Unstructured{}
+		if err := dec.Decode(&o.Object); errors.Is(err, io.EOF) {
+			return objects, nil
+		} else if err != nil {
+			return nil, fmt.Errorf("manifest %s: %w", name, err)
+		}
+		if len(o.Object) > 0 {
+			objects = append(objects, o)
+		}
+	}
+}

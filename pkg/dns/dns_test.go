@@ -1,0 +1,537 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	miekg "github.com/miekg/dns"
+)
+
+// testLogger writes to the test's log, until the test is over.
+func testLogger(t testing.TB) *slog.Logger {
+	w := &testWriter{t: t}
+	t.Cleanup(func() { w.done.Store(true) })
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+type testWriter struct {
+	t    testing.TB
+	done atomic.Bool
+}
+
+func (w *testWriter) Write(p []byte) (int, error) {
+	if !w.done.Load() {
+		w.t.Log(strings.TrimSpace(string(p)))
+	}
+	return len(p), nil
+}
+
+// nameserver is a DNS server on a free port of 127.0.0.1 that answers every A query with answer.
+func nameserver(t *testing.T, answer string) netip.AddrPort {
+	t.Helper()
+	port := freePort(t)
+	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)
+	handler := miekg.HandlerFunc(func(w miekg.ResponseWriter, r *miekg.Msg) {
+		m := new(miekg.Msg).SetReply(r)
+		m.Answer = []miekg.RR{&miekg.A{
+			Hdr: miekg.RR_Header{Name: r.Question[0].Name, Rrtype: miekg.TypeA, Class: miekg.ClassINET, Ttl: 1}, A: net.ParseIP(answer),
+		}}
+		if err := w.WriteMsg(m); err != nil {
+			t.Errorf("upstream: %v", err)
+		}
+	})
+	for _, network := range []string{"udp", "tcp"} {
+		started := make(chan struct{})
+		srv := &miekg.Server{Addr: addr.String(), Net: network, Handler: handler, NotifyStartedFunc: func() { close(started) }}
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := srv.ListenAndServe(); err != nil {
+				t.Errorf("upstream: %v", err)
+			}
+		})
+		<-started
+		t.Cleanup(func() { srv.Shutdown(); wg.Wait() })
+	}
+	return addr
+}
+
+// harness is a Server that runs on a free port of 127.0.0.1.
+type harness struct {
+	*Server
+	t         *testing.T
+	resolv    string
+	upstreams sync.Map // netip.Addr in resolv.conf → netip.AddrPort
+	stop      func()
+}
+
+func start(t *testing.T, change func(*Config)) *harness {
+	t.Helper()
+	dir := t.TempDir()
+	cfg := Config{
+		NodeName: "node-1", ClusterDomain: "cluster.local", Addr: netip.MustParseAddr("127.0.0.1"), Port: freePort(t),
+		Kubeconfig: filepath.Join(dir, "missing.kubeconfig"), ResolvConf: filepath.Join(dir, "resolv.conf"),
+		KubeletResolvConf: filepath.Join(dir, "kubelet-resolv.conf"), Dir: filepath.Join(dir, "dns"), MetricsAddr: MetricsOff,
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	s, err := New(cfg, testLogger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &harness{Server: s, t: t, resolv: cfg.ResolvConf}
+	s.upstreamAt = func(a netip.Addr) netip.AddrPort {
+		if v, ok := h.upstreams.Load(a); ok {
+			return v.(netip.AddrPort)
+		}
+		return dnsPort(a)
+	}
+	return h
+}
+
+func (h *harness) run() {
+	h.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx) }()
+	h.stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				h.t.Errorf("Run: %v", err)
+			}
+		case <-time.After(20 * time.Second):
+			h.t.Error("Run did not return")
+		}
+	})
+	h.t.Cleanup(h.stop)
+	eventually(h.t, "listening", func() error {
+		if h.Status().Listen == "" {
+			return h.Ready()
+		}
+		return nil
+	})
+}
+
+func freePort(t *testing.T) uint16 {
+	t.Helper()
+	for range 20 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		pc, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", port))
+		l.Close()
+		if err == nil {
+			pc.Close()
+			return uint16(port)
+		}
+	}
+	t.Fatal("no port is free for both TCP and UDP")
+	return 0
+}
+
+// eventually waits for f to succeed.
+func eventually(t *testing.T, what string, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// writeResolv replaces resolv.conf the way DHCP clients do.
+func (h *harness) writeResolv(text string) {
+	h.t.Helper()
+	if err := os.WriteFile(h.resolv+".new", []byte(text), 0o644); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := os.Rename(h.resolv+".new", h.resolv); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *harness) query(network, name string, qtype uint16) (*miekg.Msg, error) {
+	m := new(miekg.Msg).SetQuestion(miekg.Fqdn(name), qtype)
+	m.SetEdns0(1232, false)
+	c := miekg.Client{Net: network, Timeout: 3 * time.Second}
+	r, _, err := c.Exchange(m, h.cfg.listen())
+	return r, err
+}
+
+// answers fails unless the query gets an A record with want.
+func (h *harness) answers(network, name, want string) error {
+	r, err := h.query(network, name, miekg.TypeA)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if len(r.Answer) != 1 {
+		return fmt.Errorf("%s: no answer, rcode %s", name, miekg.RcodeToString[r.Rcode])
+	}
+	if a, ok := r.Answer[0].(*miekg.A); !ok || a.A.String() != want {
+		return fmt.Errorf("%s: got %v, want %s", name, r.Answer[0], want)
+	}
+	return nil
+}
+
+// rcode fails unless the query gets want, within a second.
+func (h *harness) rcode(name string, want int) error {
+	start := time.Now()
+	r, err := h.query("udp", name, miekg.TypeA)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if r.Rcode != want {
+		return fmt.Errorf("%s: got %s, want %s", name, miekg.RcodeToString[r.Rcode], miekg.RcodeToString[want])
+	}
+	if took := time.Since(start); took > time.Second {
+		return fmt.Errorf("%s: took %s", name, took)
+	}
+	return nil
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOutsideNamesWithoutAPI(t *testing.T) {
+	h := start(t, nil)
+	h.upstreams.Store(netip.MustParseAddr("192.0.2.1"), nameserver(t, "198.51.100.1"))
+	h.upstreams.Store(netip.MustParseAddr("192.0.2.2"), nameserver(t, "198.51.100.2"))
+	h.writeResolv("nameserver 127.0.0.53\nnameserver 192.0.2.1\n")
+	h.run()
+	must(t, h.answers("udp", "outside.example", "198.51.100.1"))
+	must(t, h.answers("tcp", "outside2.example", "198.51.100.1"))
+	must(t, h.rcode("kubernetes.default.svc.cluster.local", miekg.RcodeServerFailure))
+
+	err := h.Ready()
+	if err == nil || !strings.Contains(err.Error(), "missing.kubeconfig") {
+		t.Errorf("Ready() = %v, want the reason that the kubeconfig is missing", err)
+	}
+
+	t.Run("resolv.conf changes", func(t *testing.T) {
+		h.writeResolv("nameserver 192.0.2.2\nsearch lan\n")
+		eventually(t, "the new upstream answers", func() error { return h.answers("udp", "outside3.example", "198.51.100.2") })
+		if got, err := os.ReadFile(h.cfg.KubeletResolvConf); err != nil || !strings.Contains(string(got), "nameserver 192.0.2.2\n") {
+			t.Errorf("kubelet's resolv.conf: %q, %v", got, err)
+		}
+	})
+	t.Run("the last upstream goes", func(t *testing.T) {
+		h.writeResolv("nameserver 127.0.0.53\n")
+		eventually(t, "SERVFAIL", func() error { return h.rcode("outside4.example", miekg.RcodeServerFailure) })
+		if p := strings.Join(h.Status().Problems, "\n"); !strings.Contains(p, "skipped: 127.0.0.53") {
+			t.Errorf("problems do not say why: %s", p)
+		}
+	})
+	t.Run("and comes back", func(t *testing.T) {
+		h.writeResolv("nameserver 192.0.2.1\n")
+		eventually(t, "answer", func() error { return h.answers("udp", "outside4.example", "198.51.100.1") })
+	})
+	t.Run("stop frees the port", func(t *testing.T) {
+		h.stop()
+		if err := (listener{"dns", "127.0.0.1", fmt.Sprint(h.cfg.Port)}).bindAlone(); err != nil {
+			t.Error(err)
+		}
+		if err := h.Ready(); err == nil {
+			t.Error("Ready after Run has returned")
+		}
+	})
+}
+
+// bindAlone opens the sockets without SO_REUSEPORT, so that any other one is found.
+func (l listener) bindAlone() error {
+	addr := net.JoinHostPort(l.host, l.port)
+	tcp, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer tcp.Close()
+	udp, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return err
+	}
+	return udp.Close()
+}
+
+func TestNoUpstreamAtAll(t *testing.T) {
+	h := start(t, nil) // not even a file
+	h.run()
+	r, err := h.query("udp", "outside.example", miekg.TypeA)
+	must(t, err)
+	if r.Rcode != miekg.RcodeServerFailure {
+		t.Errorf("got %s", miekg.RcodeToString[r.Rcode])
+	}
+	if st := h.Status(); len(st.Problems) == 0 || !strings.Contains(st.Problems[0], "resolv.conf") {
+		t.Errorf("status: %+v", st)
+	}
+}
+
+func TestCustom(t *testing.T) {
+	h := start(t, nil)
+	h.upstreams.Store(netip.MustParseAddr("192.0.2.1"), nameserver(t, "198.51.100.1"))
+	h.writeResolv("nameserver 192.0.2.1\n")
+	h.upstreams.Store(netip.MustParseAddr("192.0.2.3"), nameserver(t, "198.51.100.3"))
+	corp := nameserver(t, "203.0.113.7")
+	port := fmt.Sprint(h.cfg.Port)
+	h.run()
+	give := func(data map[string]string) {
+		h.giveCustom(context.Background(), newCustomConfig(data, nil))
+	}
+	custom := func(want string) func() error {
+		return func() error {
+			if st := h.Status(); st.Custom != want {
+				return fmt.Errorf("custom is %q, want %q: %v", st.Custom, want, st.Problems)
+			}
+			return nil
+		}
+	}
+
+	good := map[string]string{
+		"rewrite.override": "rewrite name alias.example outside.example\n",
+		"names.override":   "hosts names {\n  fallthrough\n}\n",
+		"names":            "203.0.113.50 printer.lan\n",
+		"corp.server":      "corp.example:" + port + " {\n  errors\n  forward . " + corp.String() + "\n}\n",
+		"zone.server":      "zone.example:" + port + " {\n  file zone.db\n}\n",
+		"zone.db": "$ORIGIN zone.example.\n@ 60 IN SOA ns.zone.example. admin.zone.example. 1 7200 3600 1209600 60\n" +
+			"@ 60 IN NS ns.zone.example.\nwww 60 IN A 203.0.113.60\n",
+		"template.server": "template.example:" + port + " {\n  template IN A {\n    answer \"{{ .Name }} 60 IN A 203.0.113.70\"\n  }\n}\n",
+		"README":          "not for CoreDNS",
+	}
+	checkGood := func(t *testing.T) {
+		t.Helper()
+		must(t, h.answers("udp", "printer.lan", "203.0.113.50"))
+		must(t, h.answers("udp", "x.corp.example", "203.0.113.7"))
+		must(t, h.answers("tcp", "www.zone.example", "203.0.113.60"))
+		must(t, h.answers("udp", "a.template.example", "203.0.113.70"))
+		must(t, h.answers("udp", "alias.example", "198.51.100.1"))
+		must(t, h.answers("udp", "outside.example", "198.51.100.1"))
+		must(t, h.rcode("kubernetes.default.svc.cluster.local", miekg.RcodeServerFailure))
+	}
+	give(good)
+	eventually(t, "in use", custom("in use"))
+	checkGood(t)
+
+	for name, tt := range map[string]struct {
+		key, text, want string
+	}{
+		"unknown plugin":          {"bad.override", "log\nnosuchplugin on\n", "bad.override:2 - Error during parsing: Unknown directive 'nosuchplugin'"},
+		"unknown plugin, server":  {"bad.server", "x.example:" + port + " {\n  kubernetes cluster.local\n}\n", "bad.server:2 - Error during parsing: Unknown directive 'kubernetes'"},
+		"brace missing":           {"bad.server", "x.example:" + port + " {\n  forward . 9.9.9.9\n", "bad.server"},
+		"brace too many":          {"bad.override", "log\n}\nx.example {\n whoami\n", "server blocks"},
+		"bad argument":            {"bad.override", "rewrite name\n", "rewrite"},
+		"zone served twice":       {"bad.server", ".:" + port + " {\n  whoami\n}\n", "already defined"},
+		"no such address":         {"bad.server", "x.example:" + port + " {\n  bind 192.0.2.77\n  whoami\n}\n", "192.0.2.77"},
+		"broken zone file":        {"bad.server", "x.example:" + port + " {\n  file broken.db\n}\n", "broken.db"},
+		"own directive":           {"bad.server", "x.example:" + port + " {\n  kedge 1.2.3.4:53\n}\n", "belongs to Kedge"},
+		"import of nothing":       {"bad.override", "import nothing\n", "nothing"},
+		"a port that is taken":    {"bad.server", "x.example:" + fmt.Sprint(corp.Port()) + " {\n  whoami\n}\n", "address already in use"},
+		"rubbish":                 {"bad.override", "\x00\xff{{{\n", "bad.override"},
+		"regular expression":      {"bad.override", "rewrite name regex ( a.example\n", "rewrite"},
+		"template that is broken": {"bad.override", "template IN A x.example {\n  answer \"{{ .Nope \"\n}\n", "template"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			give(map[string]string{tt.key: tt.text, "broken.db": "$ORIGIN x.example.\nrubbish\n"})
+			eventually(t, "refused", custom("refused"))
+			if p := strings.Join(h.Status().Problems, "\n"); !strings.Contains(p, tt.want) {
+				t.Errorf("the reason lacks %q: %s", tt.want, p)
+			}
+			select {
+			case <-h.refusedBy:
+			default:
+				t.Error("nothing to report in an Event")
+			}
+			checkGood(t)
+			give(good)
+			eventually(t, "good again", custom("in use"))
+		})
+	}
+
+	t.Run("changed zone file", func(t *testing.T) {
+		changed := map[string]string{"zone.server": good["zone.server"], "zone.db": strings.ReplaceAll(good["zone.db"], "203.0.113.60", "203.0.113.61")}
+		give(changed)
+		eventually(t, "new address", func() error { return h.answers("udp", "www.zone.example", "203.0.113.61") })
+		give(good)
+		eventually(t, "old address", func() error { return h.answers("udp", "www.zone.example", "203.0.113.60") })
+	})
+	t.Run("upstream changes beside it", func(t *testing.T) {
+		h.writeResolv("nameserver 192.0.2.3\n")
+		eventually(t, "the new upstream answers", func() error { return h.answers("udp", "outside9.example", "198.51.100.3") })
+		must(t, h.answers("udp", "x.corp.example", "203.0.113.7"))
+	})
+	t.Run("forward of all names replaces the host's", func(t *testing.T) {
+		give(map[string]string{"all.override": "forward . " + corp.String() + "\ncache 10\n"})
+		eventually(t, "answer", func() error { return h.answers("udp", "outside10.example", "203.0.113.7") })
+	})
+	t.Run("ConfigMap deleted", func(t *testing.T) {
+		give(nil)
+		eventually(t, "none", custom("none"))
+		must(t, h.answers("udp", "x.corp.example", "198.51.100.3"))
+		left, err := filepath.Glob(filepath.Join(h.cfg.Dir, "custom*"))
+		if err != nil || len(left) > 0 {
+			t.Errorf("left on disk: %v, %v", left, err)
+		}
+	})
+}
+
+func TestCustomAtStart(t *testing.T) {
+	corp := nameserver(t, "203.0.113.7")
+	dir := t.TempDir()
+	inDir := func(c *Config) { c.Dir = dir }
+	port := freePort(t)
+	samePort := func(c *Config) { c.Dir, c.Port = dir, port }
+	good := map[string]string{"corp.server": fmt.Sprintf("corp.example:%d {\n  forward . %s\n}\n", port, corp)}
+
+	first := start(t, samePort)
+	first.run()
+	first.giveCustom(context.Background(), newCustomConfig(good, nil))
+	eventually(t, "in use", func() error { return first.answers("udp", "x.corp.example", "203.0.113.7") })
+	first.stop()
+
+	t.Run("the last good one is used without the API", func(t *testing.T) {
+		h := start(t, samePort)
+		h.run()
+		eventually(t, "in use", func() error { return h.answers("udp", "x.corp.example", "203.0.113.7") })
+	})
+	t.Run("a broken one is survived", func(t *testing.T) {
+		custom := filepath.Join(dir, customLink)
+		must(t, os.WriteFile(filepath.Join(custom, "corp.server"), []byte("corp.example {\n nosuchplugin\n"), 0o600))
+		h := start(t, inDir)
+		h.upstreams.Store(netip.MustParseAddr("192.0.2.1"), nameserver(t, "198.51.100.1"))
+		h.writeResolv("nameserver 192.0.2.1\n")
+		h.run()
+		eventually(t, "refused", func() error {
+			if st := h.Status(); st.Custom != "refused" {
+				return fmt.Errorf("status: %+v", st)
+			}
+			return nil
+		})
+		must(t, h.answers("udp", "outside.example", "198.51.100.1"))
+	})
+}
+
+func TestAddressInUse(t *testing.T) {
+	h := start(t, nil)
+	l, err := net.Listen("tcp", h.cfg.listen()) // without SO_REUSEPORT, like most DNS servers
+	must(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx) }()
+	eventually(t, "the reason", func() error {
+		if err := h.Ready(); err == nil || !strings.Contains(err.Error(), "another DNS server") {
+			return fmt.Errorf("Ready() = %v", err)
+		}
+		return nil
+	})
+	l.Close()
+	eventually(t, "listening", func() error { return h.rcode("outside.example", miekg.RcodeServerFailure) })
+	cancel()
+	must(t, <-done)
+}
+
+func TestSourceCheck(t *testing.T) {
+	l := localAddrs{prefixes: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd00:42::/56")}, own: []netip.Addr{testDNSAddr}}
+	ifaces, err := net.InterfaceAddrs()
+	must(t, err)
+	for _, a := range ifaces {
+		if p := netip.MustParsePrefix(a.String()); !l.contains(p.Addr()) {
+			t.Errorf("the node's own address %s is refused", p.Addr())
+		}
+	}
+	for addr, want := range map[string]bool{
+		"10.42.3.4": true, "fd00:42::7": true, "10.43.0.10": true, "127.0.0.1": true, "127.3.2.1": true, "::1": true,
+		"10.43.0.1": false, "192.0.2.1": false, "2001:db8::1": false, "10.41.255.255": false,
+	} {
+		if got := l.contains(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("%s: got %v, want %v", addr, got, want)
+		}
+	}
+}
+
+func TestConfigErrors(t *testing.T) {
+	for name, change := range map[string]func(*Config){
+		"no address":          func(c *Config) { c.Addr = netip.Addr{} },
+		"no directory":        func(c *Config) { c.Dir = "" },
+		"no domain":           func(c *Config) { c.ClusterDomain = "" },
+		"bad domain":          func(c *Config) { c.ClusterDomain = "a..b" },
+		"bad metrics address": func(c *Config) { c.MetricsAddr = "9153" },
+	} {
+		cfg := Config{ClusterDomain: "cluster.local", Addr: testDNSAddr, Dir: "/d"}
+		change(&cfg)
+		if _, err := New(cfg, testLogger(t)); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func TestMetricsFollowReload(t *testing.T) {
+	h := start(t, func(c *Config) { c.MetricsAddr = fmt.Sprintf("127.0.0.1:%d", freePort(t)) })
+	h.run()
+	reachable := func() error {
+		c, err := net.DialTimeout("tcp", h.cfg.MetricsAddr, time.Second)
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	}
+	must(t, reachable())
+	h.giveCustom(context.Background(), newCustomConfig(map[string]string{"x.override": "log"}, nil))
+	eventually(t, "in use", func() error {
+		if h.Status().Custom != "in use" {
+			return errors.New(h.Status().Custom)
+		}
+		return nil
+	})
+	eventually(t, "metrics after a reload", reachable)
+}
+
+func TestStdLog(t *testing.T) {
+	var others, ours strings.Builder
+	before, flags := log.Writer(), log.Flags()
+	log.SetOutput(&others)
+	defer func() { log.SetOutput(before); log.SetFlags(flags) }()
+	restore := captureStdLog(slog.New(slog.NewTextHandler(&ours, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}})))
+	log.Print("[ERROR] plugin/errors: 2 x. A: timeout")
+	log.Print("[INFO] Reloading")
+	log.Print("[else] said\nsomebody")
+	restore()
+	log.SetFlags(0)
+	log.Print("[INFO] not ours any more")
+	const wantOurs = "level=ERROR msg=\"2 x. A: timeout\" plugin=errors\nlevel=INFO msg=Reloading\n"
+	if ours.String() != wantOurs {
+		t.Errorf("ours:\n%s", ours.String())
+	}
+	if want := "[else] said\nsomebody\n[INFO] not ours any more\n"; others.String() != want {
+		t.Errorf("others:\n%s", others.String())
+	}
+}

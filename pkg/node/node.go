@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package node runs what every node of a cluster needs: the [containerd] process, and the [node] process with kubelet,
+// kube-proxy, flannel and the cluster DNS. All of it is upstream's; this package makes configuration of Kedge's and starts
+// the parts in the order that keeps pods from being created into a network that is not there yet.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/clientcmd"
+	watchtools "k8s.io/client-go/tools/watch"
+	"k8s.io/klog/v2"
+
+	"github.com/kedge-io/kedge/pkg/config"
+	"github.com/kedge-io/kedge/pkg/dns"
+	"github.com/kedge-io/kedge/pkg/logging"
+	"github.com/kedge-io/kedge/pkg/supervise"
+)
+
+// The components of the [node] process, as `kedge status` names them.
+const (
+	ComponentKubelet = "kubelet"
+	ComponentProxy   = "kube-proxy"
+	ComponentFlannel = "flannel"
+	ComponentDNS     = "dns"
+)
+
+// Config of the [node] process. Files are absolute paths.
+type Config struct {
+	Logging logging.Config `json:"logging"`
+
+	Name    string       `json:"name"`
+	Address []netip.Addr `json:"address"` // one, or one of each family
+	Labels  []string     `json:"labels,omitempty"`
+	Taints  []string     `json:"taints,omitempty"`
+
+	Kubeconfig       string `json:"kubeconfig"`
+	ServingCert      string `json:"servingCert"` // certificate and key in one file
+	ClientCA         string `json:"clientCA"`
+	ContainerdSocket string `json:"containerdSocket"`
+	RootDir          string `json:"rootDir"` // the kubelet's
+	RunDir           string `json:"runDir"`
+	CNIConfDir       string `json:"cniConfDir"`
+	ResolvConf       string `json:"resolvConf,omitempty"` // of the host; empty: chosen
+
+	ClusterCIDR   netip.Prefix       `json:"clusterCIDR"`
+	ServiceCIDR   netip.Prefix       `json:"serviceCIDR"`
+	ClusterDNS    netip.Addr         `json:"clusterDNS"`
+	ClusterDomain string             `json:"clusterDomain"`
+	ProxyMode     config.ProxyMode   `json:"proxyMode"` // empty: no kube-proxy
+	Backend       config.FlannelMode `json:"flannelBackend"`
+	Iface         string             `json:"flannelIface,omitempty"`
+	DNS           bool               `json:"dns"`
+
+	KubeletArgs []string `json:"kubeletArgs,omitempty"`
+	ProxyArgs   []string `json:"proxyArgs,omitempty"`
+}
+
+// Components of the process in the order of their start.
+func (c Config) Components() []string {
+	list := []string{ComponentKubelet}
+	if c.ProxyMode != "" {
+		list = append(list, ComponentProxy)
+	}
+	if c.Backend != config.FlannelNone {
+		list = append(list, ComponentFlannel)
+	}
+	if c.DNS {
+		list = append(list, ComponentDNS)
+	}
+	return list
+}
+
+// Run blocks until ctx ends or a part fails that cannot be started again in the same process; the supervisor then starts the
+// process anew. Pods are not touched by either.
+func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logger) error {
+	kubelet, err := newKubelet(cfg)
+	if err != nil {
+		return err
+	}
+	var proxy *proxy
+	if cfg.ProxyMode != "" {
+		if proxy, err = newProxy(cfg, log); err != nil {
+			return err
+		}
+	}
+	if err := setSysctls(log); err != nil {
+		return err
+	}
+	if err := writeResolvConf(cfg); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	n := &node{cfg: cfg, child: child, log: log}
+	if cfg.DNS {
+		if n.dns, err = dns.New(cfg.dnsConfig(), log); err != nil {
+			return err
+		}
+		group.Go(func() error { return n.keep(ctx, ComponentDNS, n.dns.Run) })
+		group.Go(func() error { n.watchDNS(ctx); return nil })
+	}
+	group.Go(func() error { return n.run(ctx, group, kubelet, proxy) })
+	return group.Wait()
+}
+
+type node struct {
+	cfg   Config
+	child *supervise.Child
+	log   *slog.Logger
+	dns   *dns.Server
+}
+
+// run starts the clients of the API when it answers, and says that the network is up when it is.
+func (n *node) run(ctx context.Context, group *errgroup.Group, kubelet *kubelet, proxy *proxy) error {
+	for _, c := range n.cfg.Components() {
+		if c != ComponentDNS {
+			n.child.Report(c, supervise.Waiting, "for the API and containerd")
+		}
+	}
+	client, err := n.waitForAPI(ctx)
+	if err != nil {
+		return err
+	}
+	if err := n.waitForContainerd(ctx); err != nil {
+		return err
+	}
+	group.Go(func() error {
+		n.child.Report(ComponentKubelet, supervise.Running, "")
+		if err := kubelet.run(withComponent(ctx, ComponentKubelet)); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("kubelet: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error { n.watchKubelet(ctx, client); return nil })
+
+	proxyReady := make(chan struct{})
+	if proxy == nil {
+		close(proxyReady)
+	} else {
+		group.Go(func() error {
+			// It looks its Node up at the start and exits when that appears with an address later.
+			if _, err := n.waitForNode(ctx, client, func(*corev1.Node) bool { return true }); err != nil {
+				return err
+			}
+			n.child.Report(ComponentProxy, supervise.Running, "mode "+string(proxy.mode))
+			go n.watchProxy(ctx, proxy, proxyReady)
+			if err := proxy.run(withComponent(ctx, ComponentProxy)); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("kube-proxy: %w", err)
+			}
+			<-ctx.Done()
+			return nil
+		})
+	}
+	if n.cfg.Backend == config.FlannelNone {
+		return nil
+	}
+	return n.keep(ctx, ComponentFlannel, func(ctx context.Context) error {
+		return n.runFlannel(withComponent(ctx, ComponentFlannel), client, proxyReady)
+	})
+}
+
+func withComponent(ctx context.Context, name string) context.Context {
+	return klog.NewContext(ctx, klog.Background().WithValues("component", name))
+}
+
+// keep runs a part that can be started again in this process until ctx ends.
+func (n *node) keep(ctx context.Context, name string, run func(context.Context) error) error {
+	for delay := 500 * time.Millisecond; ; delay = min(2*delay, 30*time.Second) {
+		start := time.Now()
+		err := run(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err == nil {
+			err = errors.New("ended by itself")
+		}
+		if time.Since(start) > time.Minute {
+			delay = 500 * time.Millisecond
+		}
+		n.child.Report(name, supervise.Failed, err.Error())
+		n.log.Error("will start it again", "component", name, "error", err, "in", delay)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(delay):
+		}
+	}
+}
+
+// waitForAPI returns a client when the API server answers.
+func (n *node) waitForAPI(ctx context.Context) (kubernetes.Interface, error) {
+	rest, err := clientcmd.BuildConfigFromFlags("", n.cfg.Kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	rest.ContentType = runtime.ContentTypeProtobuf
+	client, err := kubernetes.NewForConfig(rest)
+	if err != nil {
+		return nil, err
+	}
+	return client, poll(ctx, 20*time.Millisecond, func() error {
+		err := client.Discovery().RESTClient().Get().AbsPath("/livez/ping").Timeout(5 * time.Second).Do(ctx).Error()
+		if apierrors.IsForbidden(err) {
+			return nil // an answer: on a first start the rules that let nodes ask this come later than the node may register
+		}
+		return err
+	})
+}
+
+func (n *node) waitForContainerd(ctx context.Context) error {
+	client, err := dialContainerd(ctx, n.cfg.ContainerdSocket)
+	if err != nil {
+		return err
+	}
+	return client.Close()
+}
+
+// waitForNode blocks until this machine's Node object satisfies cond.
+func (n *node) waitForNode(ctx context.Context, client kubernetes.Interface, cond func(*corev1.Node) bool) (*corev1.Node, error) {
+	only := fields.OneTermEqualSelector(metav1.ObjectNameField, n.cfg.Name).String()
+	lw := &cache.ListWatch{
+		ListFunc: func(o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = only
+			return client.CoreV1().Nodes().List(ctx, o)
+		},
+		WatchFunc: func(o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = only
+			return client.CoreV1().Nodes().Watch(ctx, o)
+		},
+	}
+	ev, err := watchtools.UntilWithSync(ctx, lw, &corev1.Node{}, nil, func(ev watch.Event) (bool, error) {
+		node, ok := ev.Object.(*corev1.Node)
+		return ok && ev.Type != watch.Deleted && cond(node), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return ev.Object.(*corev1.Node), nil
+}
+
+// watchKubelet reports the kubelet as ready when it says so itself, with the Node's own words otherwise.
+func (n *node) watchKubelet(ctx context.Context, client kubernetes.Interface) {
+	n.watch(ctx, ComponentKubelet, "", func() error {
+		if err := httpOK(ctx, "http://127.0.0.1:10248/healthz"); err != nil {
+			return err
+		}
+		node, err := client.CoreV1().Nodes().Get(ctx, n.cfg.Name, metav1.GetOptions{ResourceVersion: "0"})
+		if err != nil {
+			return err
+		}
+		for _, c := range node.Status.Conditions {
+			if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
+				return errors.New(c.Message)
+			}
+		}
+		return nil
+	})
+}
+
+func (n *node) watchProxy(ctx context.Context, p *proxy, ready chan struct{}) {
+	first := true
+	n.watch(ctx, ComponentProxy, "mode "+string(p.mode)+p.reason, func() error {
+		err := httpOK(ctx, "http://"+p.healthz+"/livez")
+		if err == nil && first {
+			first = false
+			close(ready)
+		}
+		return err
+	})
+}
+
+func (n *node) watchDNS(ctx context.Context) { n.watch(ctx, ComponentDNS, "", n.dns.Ready) }
+
+// watch reports a part's state from a probe: often until it is ready for the first time, then every 15 seconds.
+func (n *node) watch(ctx context.Context, name, remark string, probe func() error) {
+	interval := 50 * time.Millisecond
+	for {
+		switch err := probe(); {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			n.child.Report(name, supervise.Ready, remark)
+			interval = 15 * time.Second
+		case interval > time.Second:
+			n.child.Report(name, supervise.Failed, err.Error())
+			interval = 5 * time.Second
+		default:
+			n.child.Report(name, supervise.Running, err.Error())
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(interval):
+		}
+	}
+}
+
+func httpOK(ctx context.Context, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s says %s", url, res.Status)
+	}
+	return nil
+}
+
+// poll calls f until it succeeds or ctx ends.
+func poll(ctx context.Context, interval time.Duration, f func() error) error {
+	for f() != nil {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(interval):
+		}
+	}
+	return nil
+}
+
+func (c Config) dnsConfig() dns.Config {
+	return dns.Config{
+		NodeName:          c.Name,
+		ClusterDomain:     c.ClusterDomain,
+		Addr:              c.ClusterDNS,
+		ClusterCIDRs:      []netip.Prefix{c.ClusterCIDR},
+		Kubeconfig:        c.Kubeconfig,
+		ResolvConf:        c.ResolvConf,
+		KubeletResolvConf: c.kubeletResolvConf(),
+		Dir:               filepath.Join(c.RunDir, "dns"),
+	}
+}
+
+// writeResolvConf makes the file before the first pod needs it; the DNS server keeps it up to date.
+func writeResolvConf(cfg Config) error {
+	host, err := dns.HostResolvConf(cfg.ResolvConf, cfg.ClusterDNS)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return host.WriteKubelet(cfg.kubeletResolvConf(), false)
+}
+
+// kubeletResolvConf is the resolv.conf for pods that use the node's resolvers: the host's without what does not work in a pod.
+func (c Config) kubeletResolvConf() string { return filepath.Join(c.RunDir, "resolv.conf") }
+
+// setSysctls makes the kernel forward pods' packets.
+func setSysctls(log *slog.Logger) error {
+	for file, value := range map[string]string{
+		"/proc/sys/net/ipv4/ip_forward":          "1",
+		"/proc/sys/net/ipv6/conf/all/forwarding": "1",
+	} {
+		if err := os.WriteFile(file, []byte(value), 0o644); errors.Is(err, os.ErrNotExist) {
+			log.Info("this kernel has no such setting", "file", file)
+		} else if err != nil {
+			return fmt.Errorf("packets of pods could not be forwarded: %w", err)
+		}
+	}
+	return nil
+}

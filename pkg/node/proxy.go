@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"github.com/vishvananda/netlink"
+	proxyapp "k8s.io/kubernetes/cmd/kube-proxy/app"
+
+	"github.com/kedge-io/kedge/pkg/config"
+)
+
+const proxyHealthz = "127.0.0.1:10256"
+
+// proxy is kube-proxy: it can be run once in a process's life, upstream has no way to stop it.
+type proxy struct {
+	mode    config.ProxyMode
+	reason  string // why auto chose the mode
+	healthz string
+	opts    *proxyapp.Options
+}
+
+// newProxy decides the mode and completes the options.
+func newProxy(cfg Config, log *slog.Logger) (*proxy, error) {
+	p := &proxy{mode: cfg.ProxyMode, healthz: proxyHealthz}
+	if p.mode == config.ProxyAuto {
+		p.mode, p.reason = chooseMode()
+		log.Info("proxy mode chosen", "component", ComponentProxy, "mode", p.mode, "reason", strings.Trim(p.reason, " ()"))
+	}
+	opts, fs, err := proxyOptions(cfg, p.mode)
+	if err != nil {
+		return nil, err
+	}
+	if err := opts.Complete(fs); err != nil {
+		return nil, fmt.Errorf("kube-proxy: %w", err)
+	}
+	if err := opts.Validate(); err != nil {
+		return nil, fmt.Errorf("kube-proxy: %w", err)
+	}
+	p.opts = opts
+	return p, nil
+}
+
+func checkProxyArgs(cfg Config) error {
+	_, _, err := proxyOptions(cfg, config.ProxyNFTables)
+	return err
+}
+
+func proxyOptions(cfg Config, mode config.ProxyMode) (*proxyapp.Options, *pflag.FlagSet, error) {
+	opts := proxyapp.NewOptions()
+	fs := pflag.NewFlagSet("kube-proxy-arg", pflag.ContinueOnError)
+	opts.AddFlags(fs)
+	if err := fs.Parse(proxyFlags(cfg, mode)); err != nil {
+		return nil, nil, fmt.Errorf("kube-proxy-arg: %w", err)
+	}
+	return opts, fs, nil
+}
+
+// proxyFlags is the command line that a separate kube-proxy would get.
+func proxyFlags(cfg Config, mode config.ProxyMode) []string {
+	oomScore := "0"
+	if canLowerOOMScore() {
+		oomScore = "-999"
+	}
+	line := []string{
+		"--kubeconfig=" + cfg.Kubeconfig,
+		"--hostname-override=" + cfg.Name,
+		"--proxy-mode=" + string(mode),
+		"--cluster-cidr=" + cfg.ClusterCIDR.String(),
+		"--healthz-bind-address=" + proxyHealthz,
+		"--oom-score-adj=" + oomScore,
+		"--ipvs-scheduler=rr",
+		"--ipvs-strict-arp=true",
+	}
+	// The table's size is a property of the machine; in a container's network namespace it cannot even be written.
+	if !writable("/proc/sys/net/netfilter/nf_conntrack_max") {
+		line = append(line, "--conntrack-max-per-core=0", "--conntrack-min=0")
+	}
+	gates, others := joinedGates(cfg.KubeletArgs, cfg.ProxyArgs)
+	for _, g := range gates {
+		line = append(line, "--feature-gates="+g)
+	}
+	return append(line, dashed(others)...)
+}
+
+func (p *proxy) run(ctx context.Context) error { return p.opts.Run(ctx) }
+
+// chooseMode is --proxy-mode auto: ipvs where the kernel has it, else nftables.
+func chooseMode() (config.ProxyMode, string) {
+	// Asking for the netlink family loads the module where there is one (its alias is net-pf-16-proto-16-family-IPVS).
+	if _, err := netlink.GenlFamilyGet("IPVS"); err == nil {
+		return config.ProxyIPVS, " (chosen: the kernel has IPVS)"
+	}
+	return config.ProxyNFTables, " (chosen: the kernel has no IPVS)"
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pki
+
+import (
+	"encoding/pem"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	certutil "k8s.io/client-go/util/cert"
+)
+
+// contextName is the name of cluster and context in every kubeconfig.
+const contextName = "kedge"
+
+// KubeconfigFile is the path of the kubeconfig of a client certificate: ControllerManager, Scheduler, KedgeController,
+// KubeletClient or Admin (empty if Config.AdminKubeconfigPath is).
+func (p *PKI) KubeconfigFile(n Name) string {
+	if n == Admin {
+		return p.cfg.AdminKubeconfigPath
+	}
+	return filepath.Join(p.cfg.KubeconfigDir, string(n)+".kubeconfig")
+}
+
+// kubeconfigs returns those kubeconfigs that are not on disk as they should be. Components get references to files, which
+// client-go reloads when they change; the admin's stands for itself, so that it can be copied to another machine.
+func (p *PKI) kubeconfigs(leaves []leaf) ([]file, error) {
+	var files []file
+	for _, l := range leaves {
+		f := file{path: p.KubeconfigFile(l.name), mode: 0o600}
+		cluster, user := clientcmdapi.NewCluster(), clientcmdapi.NewAuthInfo()
+		cluster.Server = "https://" + net.JoinHostPort(p.cfg.APIHost, strconv.Itoa(p.cfg.APIPort))
+		switch l.name {
+		case ControllerManager, Scheduler, KedgeController, KubeletClient:
+			cluster.CertificateAuthority = p.CertFile(ServerCA)
+			user.ClientCertificate, user.ClientKey = p.CertFile(l.name), p.KeyFile(l.name)
+		case Admin:
+			if f.path == "" {
+				continue
+			}
+			f.mode = p.cfg.AdminKubeconfigMode
+			var err error
+			if cluster.CertificateAuthorityData, err = certutil.EncodeCertificates(p.authorities[ServerCA].cert); err != nil {
+				return nil, fmt.Errorf("kubeconfig of %s: %w", l.name, err)
+			}
+			block, key := pem.Decode(l.pem)
+			user.ClientCertificateData, user.ClientKeyData = pem.EncodeToMemory(block), key
+		default:
+			continue
+		}
+		config := clientcmdapi.NewConfig()
+		config.Clusters[contextName] = cluster
+		config.AuthInfos[string(l.name)] = user
+		config.Contexts[contextName] = &clientcmdapi.Context{Cluster: contextName, AuthInfo: string(l.name)}
+		config.CurrentContext = contextName
+		var err error
+		if f.data, err = clientcmd.Write(*config); err != nil {
+			return nil, fmt.Errorf("kubeconfig of %s: %w", l.name, err)
+		}
+		if err := os.MkdirAll(filepath.Dir(f.path), 0o755); err != nil {
+			return nil, fmt.Errorf("directory of kubeconfig %s: %w", f.path, err)
+		}
+		same, err := unchanged(f)
+		if err != nil {
+			return nil, fmt.Errorf("kubeconfig %s: %w", f.path, err)
+		}
+		if !same {
+			files = append(files, f)
+		}
+	}
+	return files, nil
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package supervise
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+)
+
+// reportFD is the descriptor of the status pipe in the child: the first after stdin, stdout and stderr.
+const reportFD = 3
+
+// ChildName returns the name of the child process that this process was started as ("kedge [etcd]" is "etcd"), if it was.
+func ChildName(argv0 string) (string, bool) {
+	name, ok := strings.CutPrefix(argv0, "kedge [")
+	return strings.TrimSuffix(name, "]"), ok
+}
+
+// Child is a child process's side of the supervisor: its configuration and the way to report.
+type Child struct {
+	pipe   *os.File
+	mu     sync.Mutex
+	last   map[string]Component
+	closed bool
+}
+
+// NewChild reads the configuration that the supervisor wrote into config and opens the status pipe.
+func NewChild(args []string, config any) (*Child, error) {
+	if len(args) != 1 {
+		return nil, errors.New("this process is started by `kedge server`, not by hand")
+	}
+	b, err := os.ReadFile(args[0])
+	if err != nil {
+		return nil, fmt.Errorf("configuration from the supervisor: %w", err)
+	}
+	if err := json.Unmarshal(b, config); err != nil {
+		return nil, fmt.Errorf("configuration from the supervisor %s: %w", args[0], err)
+	}
+	return &Child{pipe: os.NewFile(reportFD, "status"), last: map[string]Component{}}, nil
+}
+
+// Report tells the supervisor the state of one component; repeating the same is free.
+func (c *Child) Report(component string, state State, reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if last, ok := c.last[component]; c.closed || ok && last.State == state && last.Reason == reason {
+		return
+	}
+	line := Component{Name: component, State: state, Reason: reason, Since: time.Now()}
+	c.last[component] = line
+	b, err := json.Marshal(line)
+	if err != nil {
+		return
+	}
+	if _, err := c.pipe.Write(append(b, '\n')); err != nil {
+		c.closed = true // the supervisor is gone, and this process with it
+	}
+}

@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package testbed_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kedge-io/kedge/tests/testbed"
+)
+
+func deadline(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func machine(t *testing.T, bed *testbed.Bed, name string, opts ...testbed.Option) *testbed.Machine {
+	t.Helper()
+	m, err := bed.Machine(deadline(t, time.Minute), name, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func sh(t *testing.T, m *testbed.Machine, line string) string {
+	t.Helper()
+	out, err := m.Shell(deadline(t, time.Minute), line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(out)
+}
+
+func do(t *testing.T, f func(context.Context) error) {
+	t.Helper()
+	if err := f(deadline(t, time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestMachineHasNoTools(t *testing.T) {
+	m := machine(t, testbed.New(t), "m1")
+	for _, tool := range []string{"nft", "iptables", "ipset", "conntrack", "runc", "containerd", "modinfo-missing"} {
+		if out, err := m.Shell(deadline(t, time.Minute), "command -v "+tool); err == nil {
+			t.Errorf("%s is in the machine (%s): a test on it cannot show that Kedge brings its own", tool, strings.TrimSpace(out))
+		}
+	}
+}
+
+func TestExec(t *testing.T) {
+	m := machine(t, testbed.New(t), "m1")
+	if got := sh(t, m, "hostname; id -u"); got != "m1\n0" {
+		t.Errorf("hostname and uid: %q", got)
+	}
+	_, err := m.Shell(deadline(t, time.Minute), "echo out; echo why >&2; exit 7")
+	var exit *testbed.ExitError
+	if !errors.As(err, &exit) || exit.Code != 7 || exit.Stdout != "out\n" || exit.Stderr != "why\n" {
+		t.Errorf("failed command: %v", err)
+	}
+	out, err := m.ExecInput(deadline(t, time.Minute), strings.NewReader("in"), "cat")
+	if err != nil || out != "in" {
+		t.Errorf("standard input: %q, %v", out, err)
+	}
+
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := m.Exec(ctx, "sleep", "98765"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("command past its deadline: %v", err)
+	}
+	err = testbed.Wait(deadline(t, 10*time.Second), "the end of sleep", func(context.Context) error {
+		if out := sh(t, m, "pgrep -x sleep -a || true"); strings.Contains(out, "98765") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Errorf("a cancelled command lives on: %v", err)
+	}
+}
+
+func TestFilesAndPowerCut(t *testing.T) {
+	m := machine(t, testbed.New(t), "m1", testbed.Memory("200M"))
+	do(t, func(ctx context.Context) error {
+		return errors.Join(
+			m.WriteFile("/var/lib/kept", []byte("kept"), 0o600),
+			m.WriteFile("/etc/kedge/kept", []byte("kept"), 0o600),
+			m.WriteFile("/run/lost", []byte("lost"), 0o600),
+			m.WriteFile("/bin/tool", []byte("#!/bin/sh\necho tool\n"), 0o755), // through the link /bin
+		)
+	})
+	if got := sh(t, m, "tool"); got != "tool" {
+		t.Errorf("tool says %q", got)
+	}
+	p, err := m.Spawn(deadline(t, time.Minute), "/var/log/tick", "sh", "-c", "while sleep 0.1; do echo tick; done")
+	if err != nil {
+		t.Fatal(err)
+	}
+	do(t, func(ctx context.Context) error {
+		return testbed.Wait(ctx, "a tick", func(context.Context) error {
+			if b, err := m.ReadFile("/var/log/tick"); err != nil || !strings.Contains(string(b), "tick") {
+				return errors.Join(err, errors.New("no tick yet"))
+			}
+			return nil
+		})
+	})
+	do(t, m.PowerCut)
+	if _, err := m.Exec(deadline(t, time.Minute), "true"); err == nil {
+		t.Error("a machine without power runs commands")
+	}
+	do(t, m.Boot)
+	if running, err := p.Running(deadline(t, time.Minute)); running || err != nil {
+		t.Errorf("after a power cut the process runs: %v, %v", running, err)
+	}
+	if got := sh(t, m, "cat /var/lib/kept /etc/kedge/kept; ls /run/lost 2>&1 || true"); !strings.HasPrefix(got, "keptkept") || !strings.Contains(got, "No such file") {
+		t.Errorf("files after the power cut: %s", got)
+	}
+	if out, err := m.Shell(deadline(t, time.Minute), "head -c 300M /dev/zero >/dev/shm/big"); err == nil {
+		t.Errorf("300 MB fit into a machine of 200 MB: %s", out)
+	}
+}
+
+func TestSignal(t *testing.T) {
+	m := machine(t, testbed.New(t), "m1")
+	p, err := m.Spawn(deadline(t, time.Minute), "/var/log/trap", "bash", "-c", "trap 'echo bye; exit' TERM; echo on; while :; do sleep 0.1; done")
+	if err != nil {
+		t.Fatal(err)
+	}
+	do(t, func(ctx context.Context) error {
+		return testbed.Wait(ctx, "the trap", func(context.Context) error {
+			if b, err := m.ReadFile(p.Log); err != nil || string(b) != "on\n" {
+				return errors.Join(err, errors.New("not set"))
+			}
+			return nil
+		})
+	})
+	if running, err := p.Running(deadline(t, time.Minute)); !running || err != nil {
+		t.Errorf("running: %v, %v", running, err)
+	}
+	do(t, func(ctx context.Context) error { return errors.Join(p.Signal(ctx, "TERM"), p.Wait(ctx)) })
+	if b, err := m.ReadFile(p.Log); err != nil || string(b) != "on\nbye\n" {
+		t.Errorf("log: %q, %v", b, err)
+	}
+}
+
+func TestNetworkFaults(t *testing.T) {
+	bed := testbed.New(t)
+	m1, m2 := machine(t, bed, "m1"), machine(t, bed, "m2")
+	reach := func(from *testbed.Machine, to string) bool {
+		_, err := from.Exec(deadline(t, time.Minute), "busybox", "ping", "-c1", "-W1", to)
+		return err == nil
+	}
+	if !reach(m1, m2.IP()) || !reach(m2, "m1") || !reach(m1, bed.Gateway()) {
+		t.Fatal("the machines do not reach each other and the host")
+	}
+	do(t, m2.Isolate)
+	if reach(m1, m2.IP()) {
+		t.Error("an isolated machine answers")
+	}
+	do(t, m2.Join)
+	do(t, func(ctx context.Context) error { return bed.Partition(ctx, m1, m2) })
+	if reach(m1, m2.IP()) || !reach(m1, bed.Gateway()) {
+		t.Error("a partition must cut the two from each other and from nobody else")
+	}
+	do(t, bed.Heal)
+	if !reach(m1, m2.IP()) {
+		t.Error("no answer after the partition is healed")
+	}
+	do(t, m2.Freeze)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := m2.Exec(ctx, "true"); err == nil {
+		t.Error("a frozen machine runs commands")
+	}
+	do(t, m2.Thaw)
+	sh(t, m2, "true")
+}
+
+func TestSystemd(t *testing.T) {
+	m := machine(t, testbed.New(t), "m1", testbed.Systemd())
+	do(t, func(ctx context.Context) error {
+		return testbed.Wait(ctx, "systemd", func(ctx context.Context) error {
+			_, err := m.Exec(ctx, "systemctl", "is-system-running")
+			return err
+		})
+	})
+}
+
+func TestSmallDisk(t *testing.T) {
+	m := machine(t, testbed.New(t), "m1", testbed.Disk("200M"))
+	if out := sh(t, m, "head -c 300M /dev/zero >/var/big; stat -c %s /var/big; df -h / >/dev/null; echo x >/etc/other"); out == "314572800" {
+		t.Error("300 MB fit on a disk of 200 MB")
+	}
+	do(t, m.PowerCut)
+	do(t, m.Boot)
+	sh(t, m, "test -s /var/big && rm /var/big && echo there-is-space >/var/small")
+}
+
+// A run that was killed leaves its machines behind: the next one removes them, and no others.
+func TestStaleSetsAreRemoved(t *testing.T) {
+	if os.Getenv("TESTBED_ABANDON") != "" {
+		bed, err := testbed.Open(t.Context(), t.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := machine(t, bed, "m1")
+		dir, err := m.Bed().Template()
+		if err != nil {
+			t.Fatal(err)
+		}
+		os.Stdout.WriteString("\nUP " + m.IP() + " " + dir + "\n")
+		time.Sleep(time.Hour) // until it is killed
+	}
+	bed := testbed.New(t)
+	mine := machine(t, bed, "m1")
+	cmd := exec.CommandContext(deadline(t, time.Minute), os.Args[0], "-test.run=^TestStaleSetsAreRemoved$", "-test.v")
+	cmd.Env = append(os.Environ(), "TESTBED_ABANDON=1")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	buf := make([]byte, 4096)
+	for !strings.Contains(said.String(), "UP ") {
+		n, err := out.Read(buf)
+		said.Write(buf[:n])
+		if err != nil {
+			t.Fatalf("the other process did not bring its machine up: %v: %s", err, said.String())
+		}
+	}
+	_, line, _ := strings.Cut(said.String(), "UP ")
+	ip := strings.Fields(line)[0]
+	if _, err := mine.Exec(deadline(t, time.Minute), "true"); err != nil {
+		t.Errorf("another process's bed disturbs this one: %v", err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, out)
+	_ = cmd.Wait()          // killed: not nil
+	other := testbed.New(t) // removes stale sets
+	machine(t, other, "m1")
+	leftover, err := exec.CommandContext(t.Context(), "ip", "-4", "-o", "addr", "show", "to", gatewayOf(ip)).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(leftover) != 0 && gatewayOf(ip) != other.Gateway() {
+		t.Errorf("the abandoned set is still there: %s", leftover)
+	}
+	sh(t, mine, "true")
+}
+
+func gatewayOf(ip string) string { return ip[:strings.LastIndex(ip, ".")] + ".1" }
+
+func TestKeepLogs(t *testing.T) {
+	t.Setenv("KEDGE_TEST_LOGS", t.TempDir())
+	bed := testbed.New(t)
+	m := machine(t, bed, "m1")
+	sh(t, m, "mkdir -p /var/log/pods/x; echo hello >/var/log/pods/x/0.log; ln -s pods/x/0.log /var/log/link")
+	bed.OnKeepLogs(func(dir string) {
+		if err := os.WriteFile(filepath.Join(dir, "events"), []byte("e"), 0o600); err != nil {
+			t.Error(err)
+		}
+	})
+	do(t, m.PowerCut) // logs of a dead machine are what one needs most
+	dir := bed.KeepLogs()
+	for _, name := range []string{"m1/console", "m1/pods/x/0.log", "events"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "ERRORS")); err == nil {
+		t.Error("there were errors")
+	}
+}
+
+func TestWait(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	reason := errors.New("not yet")
+	err := testbed.Wait(ctx, "something", func(context.Context) error { return reason })
+	if !errors.Is(err, reason) || !strings.Contains(err.Error(), "something") {
+		t.Errorf("error: %v", err)
+	}
+	calls := 0
+	err = testbed.Wait(deadline(t, time.Minute), "nothing", func(context.Context) error { calls++; return testbed.GiveUp(reason) })
+	if !errors.Is(err, reason) || calls != 1 {
+		t.Errorf("after giving up: %v, %d calls", err, calls)
+	}
+	if err := testbed.Wait(context.Background(), "ever", func(context.Context) error { return nil }); err == nil {
+		t.Error("a wait without a deadline is accepted")
+	}
+}
