@@ -45,6 +45,7 @@ func run(c *cli.Context) error {
 	var o check.Options
 	if cfg, err := config.Load(c); err != nil {
 		o.ConfigErr = err
+		o.DataDir = c.String("data-dir") // empty if it was not given
 	} else {
 		o = ServerOptions(cfg)
 	}

@@ -92,6 +92,10 @@ func child[C any](ctx context.Context, args []string, logConfig func(C) logging.
 		return err
 	}
 	name, _ := supervise.ChildName(os.Args[0])
+	// It was started through /proc/self/exe, and that is what top would call it.
+	if err := os.WriteFile("/proc/self/comm", []byte("kedge-"+name), 0); err != nil {
+		return err
+	}
 	log, err := logging.Child(logConfig(cfg), name)
 	if err != nil {
 		return err

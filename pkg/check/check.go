@@ -14,9 +14,9 @@ import (
 	"os"
 	"runtime"
 	"strings"
-	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -133,8 +133,13 @@ type Report struct {
 // Failed says whether any probe failed.
 func (r Report) Failed() bool { return r.Status == Fail }
 
-// probeTimeout is how long one probe may take. Only the synced writes come near it, on the worst of disks.
-const probeTimeout = 4 * time.Second
+const (
+	// probeTimeout is how long one probe may take. Ten seconds have to do for an emulated or very busy machine.
+	probeTimeout = 10 * time.Second
+	// parallel is how many probes run at the same time: they wait for the kernel more than they compute, but on a
+	// small board too many at once would take each other's time and seem to hang.
+	parallel = 4
+)
 
 // Run carries out all probes, those that do not disturb each other at the same time, and returns when all have ended
 // or have used up their time. It takes about a second.
@@ -215,11 +220,15 @@ func RunFatal(ctx context.Context, o Options) error {
 
 func runAll(ctx context.Context, probes []Probe, o Options) map[string]ProbeReport {
 	reports := make([]ProbeReport, len(probes))
-	var wg sync.WaitGroup
+	var group errgroup.Group
+	group.SetLimit(parallel)
 	for i, p := range probes {
-		wg.Go(func() { reports[i] = runOne(ctx, p, o, probeTimeout) })
+		group.Go(func() error {
+			reports[i] = runOne(ctx, p, o, probeTimeout)
+			return nil
+		})
 	}
-	wg.Wait()
+	group.Wait() // no error: what goes wrong is in the reports
 	byName := make(map[string]ProbeReport, len(probes))
 	for _, r := range reports {
 		byName[r.Name] = r

@@ -150,7 +150,7 @@ func TestProbeNames(t *testing.T) {
 // TestRunFatal runs the fatal probes for real and holds them to their time. What they find depends on the machine.
 func TestRunFatal(t *testing.T) {
 	best := time.Hour
-	for range 5 {
+	for range 20 { // on a busy machine some are slow for reasons of their own
 		start := time.Now()
 		if err := RunFatal(t.Context(), Options{DataDir: t.TempDir()}); err != nil {
 			var fatal *FatalError
@@ -158,7 +158,9 @@ func TestRunFatal(t *testing.T) {
 				t.Fatalf("not a FatalError with failures: %v", err)
 			}
 		}
-		best = min(best, time.Since(start))
+		if best = min(best, time.Since(start)); best < 50*time.Millisecond {
+			break
+		}
 	}
 	if best > 100*time.Millisecond {
 		t.Errorf("the fatal probes take %s, which delays every start; at most 100ms", best)

@@ -296,20 +296,19 @@ func TestJudgePort(t *testing.T) {
 		running bool
 		want    want
 	}{
-		"other":            {api, 7, true, want{Fail, "wanted for Kubernetes API, in use by k3s (pid 12) on 0.0.0.0", "--https-listen-port"}},
-		"unseen":           {api, 9, true, want{Fail, "an unknown process", "ss -lntp 'sport = :6443'"}},
-		"own, expected":    {api, 8, true, want{Pass, "in use by a running kedge (kedge [controlplane], pid 99)", ""}},
-		"own, unexpected":  {api, 8, false, want{Warning, "in use by a running kedge", "kedge status"}},
-		"dns server":       {dns, 7, true, want{Fail, "wanted for cluster DNS", "10.43.0.10 must stay free"}},
-		"kernel, no vxlan": {Port{Port: 8472, Proto: "udp", Purpose: "VXLAN"}, 0, true, want{Fail, "the kernel", "ss -lnup"}},
+		"other":           {api, 7, true, want{Fail, "wanted for Kubernetes API, in use by k3s (pid 12) on 0.0.0.0", "--https-listen-port"}},
+		"unseen":          {api, 9, true, want{Fail, "the kernel or an unseen process", "ss -lntp 'sport = :6443'"}},
+		"own, expected":   {api, 8, true, want{Pass, "in use by a running kedge (kedge [controlplane], pid 99)", ""}},
+		"own, unexpected": {api, 8, false, want{Warning, "in use by a running kedge", "kedge status"}},
+		"dns server":      {dns, 7, true, want{Fail, "wanted for cluster DNS", "10.43.0.10 must stay free"}},
+		"udp":             {Port{Port: 8472, Proto: "udp", Purpose: "VXLAN"}, 7, true, want{Fail, "k3s", "ss -lnup"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			test.want.check(t, judgePort(test.port, []socket{{addr: any4, port: test.port.Port, inode: test.inode}}, holders, test.running))
 		})
 	}
-	vxlan := Port{Port: 8472, Proto: "udp", Purpose: "VXLAN"}
-	want{Pass, "flannel.1", ""}.check(t, judgeVXLANPort(vxlan, []string{"flannel.1"}, nil))
-	want{Warning, "cilium_vxlan", "ip link delete cilium_vxlan"}.check(t, judgeVXLANPort(vxlan, []string{"cilium_vxlan"}, nil))
+	want{Pass, "flannel.1", ""}.check(t, judgeVXLANPort([]string{"flannel.1"}))
+	want{Warning, "cilium_vxlan", "ip link delete cilium_vxlan"}.check(t, judgeVXLANPort([]string{"cilium_vxlan"}))
 }
 
 func TestClashing(t *testing.T) {
@@ -367,7 +366,7 @@ func TestDefaultPorts(t *testing.T) {
 
 func TestJudgeNeighbours(t *testing.T) {
 	want{Pass, "no other", ""}.check(t, judgeKubernetes([]process{{1, "dockerd"}}))
-	want{Fail, "k3s (k3s-server, pid 7)", "systemctl disable --now"}.check(t, judgeKubernetes([]process{{7, "k3s-server"}}))
+	want{Fail, "k3s-server (k3s, pid 7)", "systemctl disable --now k3s\n"}.check(t, judgeKubernetes([]process{{7, "k3s-server"}}))
 	want{Fail, "MicroK8s", "snap disable"}.check(t, judgeKubernetes([]process{{7, "kubelite"}}))
 	want{Info, "Docker, containerd runs beside", ""}.check(t, judgeContainers([]process{{1, "dockerd"}, {2, "containerd"}, {3, "containerd"}}))
 	want{Pass, "none", ""}.check(t, judgeContainers(nil))

@@ -233,7 +233,8 @@ func judgeNodeName(configured, host string) Result {
 	}
 	const remedy = "$ hostnamectl set-hostname NAME\nor give the node a name of its own (small letters, digits, - and .):\n$ kedge server --node-name NAME"
 	if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 {
-		return Result{Status: Fail, Finding: fmt.Sprintf("%q (from %s) cannot be a node name: %s", name, origin, problems[0]), Remedy: remedy}
+		problem, _, _ := strings.Cut(problems[0], " (e.g.") // a regular expression follows
+		return Result{Status: Fail, Finding: fmt.Sprintf("%q (from %s) cannot be a node name: %s", name, origin, problem), Remedy: remedy}
 	}
 	if problems := validation.IsValidLabelValue(name); len(problems) > 0 {
 		return Result{Status: Fail, Finding: fmt.Sprintf("%q (from %s) cannot be the label kubernetes.io/hostname: %s", name, origin, problems[0]), Remedy: remedy}

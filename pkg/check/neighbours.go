@@ -46,13 +46,23 @@ func processes() ([]process, error) {
 // interesting says whether a process name (cut to 15 characters by the kernel) is one that the probes look for, so
 // that the others need not be looked at more closely.
 func interesting(comm string) bool {
-	return kubernetesProducts()[comm] != "" || containerProducts()[comm] != "" || comm == "firewalld"
+	_, known := kubernetesProducts()[comm]
+	return known || containerProducts()[comm] != "" || comm == "firewalld"
 }
 
-func kubernetesProducts() map[string]string {
-	return map[string]string{
-		"kubelet": "a kubelet (kubeadm or another distribution)", "kube-apiserver": "a Kubernetes API server", "kube-proxy": "a kube-proxy",
-		"k3s": "k3s", "k3s-server": "k3s", "k3s-agent": "k3s", "k0s": "k0s", "rke2": "RKE2", "kubelite": "MicroK8s", "kubesolo": "KubeSolo",
+// product is another Kubernetes and how to stop it for good.
+type product struct {
+	name, stop string
+}
+
+func kubernetesProducts() map[string]product {
+	unit := func(name, units string) product { return product{name, "systemctl disable --now " + units} }
+	return map[string]product{
+		"kubelet": unit("kubeadm or another distribution", "kubelet"), "kube-apiserver": unit("another control plane", "kube-apiserver"),
+		"kube-proxy": unit("kubeadm or another distribution", "kube-proxy"),
+		"k3s":        unit("k3s", "k3s k3s-agent"), "k3s-server": unit("k3s", "k3s"), "k3s-agent": unit("k3s", "k3s-agent"),
+		"k0s": unit("k0s", "k0scontroller k0sworker"), "rke2": unit("RKE2", "rke2-server rke2-agent"),
+		"kubesolo": unit("KubeSolo", "kubesolo"), "kubelite": {"MicroK8s", "snap disable microk8s"},
 	}
 }
 
@@ -81,18 +91,20 @@ func probeOtherKubernetes(context.Context, Options) Result {
 }
 
 func judgeKubernetes(running []process) Result {
-	var found []string
+	var found, stop []string
 	for _, p := range running {
-		if product := kubernetesProducts()[p.name]; product != "" {
-			found = append(found, fmt.Sprintf("%s (%s, pid %d)", product, p.name, p.pid))
+		if other, known := kubernetesProducts()[p.name]; known {
+			found = append(found, fmt.Sprintf("%s (%s, pid %d)", p.name, other.name, p.pid))
+			stop = append(stop, "$ "+other.stop)
 		}
 	}
 	if len(found) == 0 {
 		return Result{Status: Pass, Finding: "no other Kubernetes runs here"}
 	}
+	slices.Sort(stop)
 	return Result{Status: Fail, Finding: strings.Join(found, ", ") + " runs here: two of them share /var/lib/kubelet, ports and packet rules, and break each other",
-		Remedy: "Stop it and keep it from starting again:\n$ systemctl disable --now kubelet (k3s, k3s-agent, k0scontroller, k0sworker, rke2-server)\n" +
-			"(MicroK8s: snap disable microk8s). Better yet, uninstall it, so that its network devices and rules go, too."}
+		Remedy: "Stop it and keep it from starting again:\n" + strings.Join(slices.Compact(stop), "\n") +
+			"\nBetter yet, uninstall it, so that its network devices and rules go, too."}
 }
 
 func probeOtherContainers(context.Context, Options) Result {

@@ -32,8 +32,8 @@ func modprobe(modules ...string) error {
 		return err
 	}
 	for _, module := range modules {
-		if out, err := exec.Command(path, "-q", module).CombinedOutput(); err != nil {
-			return fmt.Errorf("modprobe %s: %w%s", module, err, strings.TrimSpace(string(out)))
+		if err := exec.Command(path, "-q", module).Run(); err != nil {
+			return fmt.Errorf("modprobe %s: %w", module, err)
 		}
 	}
 	return nil

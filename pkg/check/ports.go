@@ -74,7 +74,7 @@ const (
 type socket struct {
 	addr  netip.Addr
 	port  int
-	inode uint64 // 0: held by the kernel itself
+	inode uint64
 }
 
 func probePorts(ctx context.Context, o Options) Result {
@@ -110,7 +110,13 @@ func probePorts(ctx context.Context, o Options) Result {
 			return unprobed(err)
 		}
 		for i, p := range o.Ports {
-			if len(clashes[i]) > 0 {
+			if len(clashes[i]) == 0 {
+				continue
+			}
+			_, held := holders[clashes[i][0].inode]
+			if devices := vxlanDevices(p.Port); p.Proto == "udp" && !held && len(devices) > 0 {
+				items[i].Result = judgeVXLANPort(devices)
+			} else {
 				items[i].Result = judgePort(p, clashes[i], holders, o.ExpectRunning)
 			}
 		}
@@ -128,13 +134,14 @@ func portSummary(items []Item) string {
 			own = append(own, item.Name)
 		}
 	}
-	switch {
-	case len(own) == 0:
-		return strings.Join(free, ", ") + " are free"
-	case len(free) == 0:
-		return strings.Join(own, ", ") + " are in use by a running kedge"
+	var parts []string
+	if len(own) > 0 {
+		parts = append(parts, "in use by Kedge: "+strings.Join(own, ", "))
 	}
-	return strings.Join(own, ", ") + " are in use by a running kedge, " + strings.Join(free, ", ") + " are free"
+	if len(free) > 0 {
+		parts = append(parts, "free: "+strings.Join(free, ", "))
+	}
+	return strings.Join(parts, "; ")
 }
 
 // sockets reads /proc/net/{tcp,udp} and their IPv6 twins, which do not exist where IPv6 is off.
@@ -326,16 +333,11 @@ func judgePort(p Port, clashes []socket, holders map[uint64]holder, expectRunnin
 			own = append(own, fmt.Sprintf("%s, pid %d", h.name, h.pid))
 		case known:
 			others = append(others, fmt.Sprintf("%s (pid %d) on %s", h.name, h.pid, s.addr))
-		case s.inode == 0 && p.Proto == "udp":
-			others = append(others, "the kernel on "+s.addr.String())
 		default:
-			others = append(others, "an unknown process on "+s.addr.String())
+			others = append(others, "the kernel or an unseen process on "+s.addr.String())
 		}
 	}
 	own, others = slices.Compact(own), slices.Compact(others)
-	if p.Proto == "udp" && slices.ContainsFunc(clashes, func(s socket) bool { return s.inode == 0 }) {
-		return judgeVXLANPort(p, vxlanDevices(p.Port), others)
-	}
 	switch {
 	case len(others) > 0:
 		return Result{Status: Fail, Finding: fmt.Sprintf("wanted for %s, in use by %s", p.Purpose, strings.Join(others, ", ")), Remedy: portRemedy(p)}
@@ -374,13 +376,10 @@ func vxlanDevices(port int) []string {
 }
 
 // judgeVXLANPort: devices share the kernel's socket, as long as none of them takes all identifiers (Cilium's does).
-func judgeVXLANPort(p Port, devices, others []string) Result {
-	switch {
-	case len(devices) == 0:
-		return Result{Status: Fail, Finding: fmt.Sprintf("wanted for %s, in use by %s", p.Purpose, strings.Join(others, ", ")), Remedy: portRemedy(p)}
-	case slices.ContainsFunc(devices, func(name string) bool { return !strings.HasPrefix(name, "flannel.") }):
-		return Result{Status: Warning, Finding: fmt.Sprintf("in use by the VXLAN devices %s", strings.Join(devices, ", ")),
+func judgeVXLANPort(devices []string) Result {
+	if slices.ContainsFunc(devices, func(name string) bool { return !strings.HasPrefix(name, "flannel.") }) {
+		return Result{Status: Warning, Finding: "in use by the VXLAN devices " + strings.Join(devices, ", "),
 			Remedy: "If they are left over from another product, remove them:\n$ ip link delete " + devices[0]}
 	}
-	return Result{Status: Pass, Finding: fmt.Sprintf("in use by %s, Kedge's own kind of VXLAN device", strings.Join(devices, ", "))}
+	return Result{Status: Pass, Finding: fmt.Sprintf("in use by %s, a VXLAN device that Kedge takes over", strings.Join(devices, ", "))}
 }

@@ -161,7 +161,7 @@ func judgeSpace(s spaceState) Result {
 	case s.inodesTotal > 0 && s.inodesFree < 2000:
 		return Result{Status: Fail, Finding: fmt.Sprintf("%s, but only %d of %d inodes: no more files can be made", finding, s.inodesFree, s.inodesTotal), Remedy: remedy}
 	case s.free < s.warn:
-		return Result{Status: Warning, Finding: finding + ", less than " + bytesIEC(s.warn) + ": a few images will fill it", Remedy: remedy}
+		return Result{Status: Warning, Finding: finding + ", less than " + bytesIEC(s.warn) + ": it may soon be full", Remedy: remedy}
 	case s.inodesTotal > 0 && s.inodesFree < s.inodesTotal/20:
 		return Result{Status: Warning, Finding: fmt.Sprintf("%s, but only %d of %d inodes", finding, s.inodesFree, s.inodesTotal), Remedy: remedy}
 	}

@@ -109,41 +109,20 @@ func isDefault(r netlink.Route) bool {
 // that the choice is the same after each boot. Without a default route, addresses inside of the cluster's own networks
 // do not count: an earlier run left them.
 func (m machine) chooseNodeIP(v6 bool, wanted string, clusterNetworks ...netip.Prefix) (netip.Addr, string, error) {
-	usable := func(a netip.Addr) bool { return a.Is6() == v6 && a.IsGlobalUnicast() }
-	addressOf := func(l *link) netip.Addr {
-		if i := slices.IndexFunc(l.addresses, usable); i >= 0 {
-			return l.addresses[i]
-		}
-		return netip.Addr{}
-	}
 	if wanted != "" {
-		if l := m.find(wanted); l != nil && addressOf(l).IsValid() {
-			return addressOf(l), "address of " + wanted + ", which flannel-iface names", nil
+		if l := m.find(wanted); l != nil && l.address(v6).IsValid() {
+			return l.address(v6), "address of " + wanted + ", which flannel-iface names", nil
 		}
 		return netip.Addr{}, "", fmt.Errorf("%w: flannel-iface %s has none (this machine has %s)", ErrNoNodeAddress, wanted, m.addressList())
 	}
-
-	routes := slices.Clone(m.routes)
-	slices.SortStableFunc(routes, func(a, b defaultRoute) int { return cmp.Compare(a.metric, b.metric) })
-	for _, r := range routes {
-		i := slices.IndexFunc(m.links, func(l link) bool { return l.index == r.link })
-		if r.v6 != v6 || i < 0 || !m.links[i].up {
-			continue
-		}
-		l := &m.links[i]
-		if r.source.IsValid() && usable(r.source) && m.has(r.source) {
-			return r.source, fmt.Sprintf("source address of the default route through %s", l.name), nil
-		}
-		if a := addressOf(l); a.IsValid() {
-			return a, fmt.Sprintf("address of %s, which has the default route", l.name), nil
-		}
+	if a, reason := m.defaultRouteAddress(v6); a.IsValid() {
+		return a, reason, nil
 	}
-
 	ofCluster := func(a netip.Addr) bool {
 		return slices.ContainsFunc(clusterNetworks, func(p netip.Prefix) bool { return p.Contains(a) })
 	}
 	candidates := slices.DeleteFunc(slices.Clone(m.links), func(l link) bool {
-		return !l.up || l.ofContainers() || !addressOf(&l).IsValid() || ofCluster(addressOf(&l))
+		return !l.up || l.ofContainers() || !l.address(v6).IsValid() || ofCluster(l.address(v6))
 	})
 	slices.SortFunc(candidates, func(a, b link) int {
 		return cmp.Or(cmp.Compare(a.rank(), b.rank()), strings.Compare(a.name, b.name))
@@ -152,14 +131,47 @@ func (m machine) chooseNodeIP(v6 bool, wanted string, clusterNetworks ...netip.P
 	case 0:
 		return netip.Addr{}, "", fmt.Errorf("%w: this machine has %s; give an interface an address or set node-ip", ErrNoNodeAddress, m.addressList())
 	case 1:
-		return addressOf(&candidates[0]), fmt.Sprintf("address of %s, the only usable one; there is no default route", candidates[0].name), nil
+		return candidates[0].address(v6), fmt.Sprintf("address of %s, the only usable one; there is no default route", candidates[0].name), nil
 	}
 	var names []string
 	for i := range candidates {
-		names = append(names, fmt.Sprintf("%s on %s", addressOf(&candidates[i]), candidates[i].name))
+		names = append(names, fmt.Sprintf("%s on %s", candidates[i].address(v6), candidates[i].name))
 	}
-	return addressOf(&candidates[0]), fmt.Sprintf("there is no default route and several addresses could serve (%s); the first was taken, set node-ip to choose",
+	return candidates[0].address(v6), fmt.Sprintf("there is no default route and several addresses could serve (%s); the first was taken, set node-ip to choose",
 		strings.Join(names, ", ")), nil
+}
+
+// defaultRouteAddress gives the address that the default route with the lowest metric is used with, if any.
+func (m machine) defaultRouteAddress(v6 bool) (netip.Addr, string) {
+	routes := slices.Clone(m.routes)
+	slices.SortStableFunc(routes, func(a, b defaultRoute) int { return cmp.Compare(a.metric, b.metric) })
+	for _, r := range routes {
+		i := slices.IndexFunc(m.links, func(l link) bool { return l.index == r.link })
+		if r.v6 != v6 || i < 0 || !m.links[i].up {
+			continue
+		}
+		l := &m.links[i]
+		if usable(r.source, v6) && m.has(r.source) {
+			return r.source, "source address of the default route through " + l.name
+		}
+		if a := l.address(v6); a.IsValid() {
+			return a, "address of " + l.name + ", which has the default route"
+		}
+	}
+	return netip.Addr{}, ""
+}
+
+// usable says whether other machines can reach an address of the wanted family.
+func usable(a netip.Addr, v6 bool) bool { return a.Is6() == v6 && a.IsGlobalUnicast() }
+
+// address gives the first usable address of an interface, the zero value if there is none.
+func (l *link) address(v6 bool) netip.Addr {
+	for _, a := range l.addresses {
+		if usable(a, v6) {
+			return a
+		}
+	}
+	return netip.Addr{}
 }
 
 // rank puts what leads to other machines before dummies and tunnels.

@@ -99,6 +99,8 @@ func (p *plane) afterAPIServer(ctx context.Context, group *errgroup.Group, child
 	if err := waitFor(ctx, client, "/livez/ping"); err != nil {
 		return err
 	}
+	// Nodes wait for their rules: first things first.
+	group.Go(func() error { return p.applyManifests(ctx, clientConfig, child, log) })
 	group.Go(func() error {
 		child.Report(ComponentScheduler, supervise.Ready, "")
 		if err := p.runScheduler(component(ctx, ComponentScheduler)); err != nil && ctx.Err() == nil {
@@ -118,7 +120,6 @@ func (p *plane) afterAPIServer(ctx context.Context, group *errgroup.Group, child
 		}
 		return ended(ctx, ComponentControllerManager)
 	})
-	group.Go(func() error { return p.applyManifests(ctx, clientConfig, child, log) })
 	return p.watchHealth(ctx, client, child)
 }
 

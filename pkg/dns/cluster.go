@@ -146,7 +146,9 @@ func (f fixedConfig) ClientConfig() (*rest.Config, error) { return rest.CopyConf
 func (s *Server) watchCustom(ctx context.Context, client clientset.Interface) {
 	give := func(obj any) {
 		if cm, ok := obj.(*corev1.ConfigMap); ok {
-			s.giveCustom(ctx, newCustomConfig(cm.Data, cm.BinaryData))
+			c := newCustomConfig(cm.Data, cm.BinaryData)
+			c.uid = cm.UID
+			s.giveCustom(ctx, c)
 		}
 	}
 	store, informer := cache.NewInformerWithOptions(cache.InformerOptions{
@@ -182,13 +184,13 @@ func (s *Server) reportRefused(ctx context.Context, client clientset.Interface) 
 	defer events.Shutdown()
 	events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events(CustomNamespace)})
 	recorder := events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kedge-dns", Host: s.cfg.NodeName})
-	ref := &corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: CustomNamespace, Name: CustomName}
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case err := <-s.refusedBy:
-			text := fmt.Sprintf("node %s goes on with the last good DNS configuration: %v", s.cfg.NodeName, err)
+		case r := <-s.refusals:
+			ref := &corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: CustomNamespace, Name: CustomName, UID: r.configMap}
+			text := fmt.Sprintf("node %s goes on with the last good DNS configuration: %v", s.cfg.NodeName, r.reason)
 			recorder.Event(ref, corev1.EventTypeWarning, "DNSConfigRefused", text[:min(len(text), maxEventText)])
 		}
 	}

@@ -66,6 +66,12 @@ func corefile(cfg Config, upstreams []string, custom customConfig) ([]byte, erro
 	return b.Bytes(), nil
 }
 
+// forwardsAll is whether an override has a forward for all names, which replaces the one to the host's resolvers.
+func forwardsAll(custom customConfig) (bool, error) {
+	set, err := overridden(custom)
+	return set["forward ."], err
+}
+
 // overridden returns which directives the *.override files set, and "forward ." if one of them takes all names.
 func overridden(custom customConfig) (map[string]bool, error) {
 	set := map[string]bool{}

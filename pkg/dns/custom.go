@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/google/renameio/v2"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // customConfig is the content of the ConfigMap coredns-custom. The zero value means that there is none.
@@ -22,6 +23,9 @@ type customConfig struct {
 	hash  string            // of files; empty for none
 	dir   string            // where files are, once staged
 	files map[string]string // by key
+
+	uid         types.UID // of the ConfigMap, if it came from the API
+	forwardsAll bool      // set once staged
 }
 
 // newCustomConfig takes a ConfigMap's data. Keys that are no file names are left out; the API does not let them pass.

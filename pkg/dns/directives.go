@@ -77,6 +77,7 @@ type attempt struct {
 	blocks [][]string // keys of the server blocks, in the Corefile's order
 
 	listeners map[listener]struct{} // set by setupKedge
+	listenErr error                 // also in what caddy returns, but only as text
 }
 
 // listener is a socket that a Corefile asks for.
@@ -115,7 +116,12 @@ func setupKedge(c *caddy.Controller) error {
 			}
 		}
 	}
-	return nil
+	for l := range a.listeners {
+		if _, ours := a.server.engine.listeners[l]; !ours && a.listenErr == nil {
+			a.listenErr = l.probe()
+		}
+	}
+	return a.listenErr
 }
 
 // configAt returns the configuration of a key of a server block. Caller: block and key exist, dnsserver would add them otherwise.

@@ -137,13 +137,15 @@ type Server struct {
 	local  localAddrs
 	// upstreamAt says where a nameserver listens: port 53, in tests elsewhere.
 	upstreamAt func(netip.Addr) netip.AddrPort
+	// poll is how often resolv.conf is read.
+	poll time.Duration
 
-	cluster   atomic.Pointer[kubernetes.Kubernetes] // nil until the API has been reached
-	fromAPI   chan customConfig                     // the latest coredns-custom, one slot
-	refusedBy chan error                            // why it was refused, for the Event; one slot
-	mu        sync.Mutex
-	status    Status
-	problems  [problemCount]string
+	cluster  atomic.Pointer[kubernetes.Kubernetes] // nil until the API has been reached
+	fromAPI  chan customConfig                     // the latest coredns-custom, one slot
+	refusals chan refusal                          // for Events; one slot
+	mu       sync.Mutex
+	status   Status
+	problems [problemCount]string
 }
 
 // New checks cfg. Nothing is started and no file is written.
@@ -158,7 +160,8 @@ func New(cfg Config, logger *slog.Logger) (*Server, error) {
 		custom:     customStore{dir: cfg.Dir},
 		upstreamAt: dnsPort,
 		fromAPI:    make(chan customConfig, 1),
-		refusedBy:  make(chan error, 1),
+		refusals:   make(chan refusal, 1),
+		poll:       pollInterval,
 	}
 	s.local.own = append(s.local.own, cfg.Addr)
 	s.local.prefixes = cfg.ClusterCIDRs
@@ -245,5 +248,6 @@ func (s *Server) update(f func(*Status)) {
 const (
 	pollInterval  = 5 * time.Second // resolv.conf; a stat and a read of a small file
 	retryInterval = time.Second     // while nothing listens
-	refusedRetry  = time.Minute     // a refused custom configuration may be right later (a device that appears)
+	listenRetry   = time.Minute     // a custom configuration that was refused for an address or device, which may appear
+	never         = 100 * 365 * 24 * time.Hour
 )

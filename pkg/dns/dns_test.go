@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -93,6 +94,7 @@ func start(t *testing.T, change func(*Config)) *harness {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.poll = 50 * time.Millisecond
 	h := &harness{Server: s, t: t, resolv: cfg.ResolvConf}
 	s.upstreamAt = func(a netip.Addr) netip.AddrPort {
 		if v, ok := h.upstreams.Load(a); ok {
@@ -362,7 +364,7 @@ func TestCustom(t *testing.T) {
 				t.Errorf("the reason lacks %q: %s", tt.want, p)
 			}
 			select {
-			case <-h.refusedBy:
+			case <-h.refusals:
 			default:
 				t.Error("nothing to report in an Event")
 			}
@@ -387,6 +389,20 @@ func TestCustom(t *testing.T) {
 	t.Run("forward of all names replaces the host's", func(t *testing.T) {
 		give(map[string]string{"all.override": "forward . " + corp.String() + "\ncache 10\n"})
 		eventually(t, "answer", func() error { return h.answers("udp", "outside10.example", "203.0.113.7") })
+	})
+	t.Run("it does so without any upstream", func(t *testing.T) {
+		h.writeResolv("")
+		eventually(t, "no upstream", func() error {
+			if st := h.Status(); len(st.Upstreams) > 0 {
+				return fmt.Errorf("%+v", st)
+			}
+			return nil
+		})
+		must(t, h.answers("udp", "outside11.example", "203.0.113.7"))
+		if p := strings.Join(h.Status().Problems, "\n"); strings.Contains(p, "nameserver") {
+			t.Errorf("problems: %s", p)
+		}
+		h.writeResolv("nameserver 192.0.2.3\n")
 	})
 	t.Run("ConfigMap deleted", func(t *testing.T) {
 		give(nil)
@@ -487,6 +503,61 @@ func TestConfigErrors(t *testing.T) {
 			t.Errorf("%s: no error", name)
 		}
 	}
+}
+
+// TestReloadLeaksNothing: good and refused configurations, again and again, leave no goroutine, no file and no socket behind.
+func TestReloadLeaksNothing(t *testing.T) {
+	h := start(t, func(c *Config) { c.MetricsAddr = fmt.Sprintf("127.0.0.1:%d", freePort(t)) })
+	h.upstreams.Store(netip.MustParseAddr("192.0.2.1"), nameserver(t, "198.51.100.1"))
+	h.writeResolv("nameserver 192.0.2.1\n")
+	before := runtime.NumGoroutine()
+	h.run()
+	give := func(i int) {
+		for state, text := range map[string]string{
+			"in use":  fmt.Sprintf("hosts {\n  203.0.113.%d n.example\n  fallthrough\n}\nforward a.example 127.0.0.1:5\n", i+1),
+			"refused": fmt.Sprintf("forward a.example 127.0.0.1:%d\nrewrite name\n", i+1),
+		} {
+			h.giveCustom(context.Background(), newCustomConfig(map[string]string{"x.override": text}, nil))
+			eventually(t, state, func() error {
+				if st := h.Status(); st.Custom != state {
+					return fmt.Errorf("%+v", st)
+				}
+				return nil
+			})
+		}
+		must(t, h.answers("udp", "outside.example", "198.51.100.1"))
+	}
+	count := func() (goroutines, files int) {
+		runtime.GC() // upstream objects of discarded instances have finalizers
+		entries, err := os.ReadDir("/proc/self/fd")
+		must(t, err)
+		return runtime.NumGoroutine(), len(entries)
+	}
+	for i := range 3 {
+		give(i)
+	}
+	goroutines, files := count()
+	for i := range 20 {
+		give(i + 3)
+	}
+	eventually(t, "no growth", func() error {
+		if g, f := count(); g > goroutines+5 || f > files+5 {
+			return fmt.Errorf("%d → %d goroutines, %d → %d files\n%s", goroutines, g, files, f, stacks())
+		}
+		return nil
+	})
+	h.stop()
+	eventually(t, "all goroutines end", func() error {
+		if n := runtime.NumGoroutine(); n > before+1 {
+			return fmt.Errorf("%d goroutines before, %d after Run:\n%s", before, n, stacks())
+		}
+		return nil
+	})
+}
+
+func stacks() []byte {
+	buf := make([]byte, 1<<16)
+	return buf[:runtime.Stack(buf, true)]
 }
 
 func TestMetricsFollowReload(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/coredns/caddy"
@@ -27,8 +28,9 @@ type engine struct {
 // load brings text into effect, or returns why not and leaves what ran before running. path is what imports are relative to and errors
 // name; dir is the server blocks' root.
 //
-// Everything that can be is checked before the instance is touched: a Restart that fails half-way leaves sockets open, and with SO_REUSEPORT
-// (which CoreDNS sets) a socket that nobody reads gets its share of the queries.
+// New listeners are tried (by setupKedge) before CoreDNS opens any: a Restart that fails half-way leaves sockets open, and with SO_REUSEPORT,
+// which CoreDNS sets, a socket that nobody reads gets its share of the queries. There is no separate validation, as setup functions (hosts)
+// start goroutines that only the shutdown of a whole instance ends.
 func (e *engine) load(text []byte, path, dir string) (err error) {
 	defer func() {
 		if r := recover(); r != nil { // a plugin's setup; it must not take the kubelet with it
@@ -48,19 +50,12 @@ func (e *engine) load(text []byte, path, dir string) (err error) {
 	defer attempts.Delete(name)
 
 	input := caddy.CaddyfileInput{Filepath: path, Contents: text, ServerTypeName: "dns"}
-	if err := caddy.ValidateAndExecuteDirectives(input, nil, true); err != nil {
-		return err
-	}
-	for l := range a.listeners {
-		if _, ours := e.listeners[l]; !ours {
-			if err := l.probe(); err != nil {
-				return err
-			}
-		}
-	}
 	next, err := e.replace(input)
+	if a.listenErr != nil {
+		return a.listenErr
+	}
 	if err != nil {
-		return err
+		return errors.New(strings.TrimPrefix(err.Error(), "starting with listener file descriptors: "))
 	}
 	e.instance, e.listeners = next, a.listeners
 	return nil
@@ -90,6 +85,9 @@ func (e *engine) stop() error {
 	return errors.Join(errs...)
 }
 
+// errListen marks errors of listeners: they may be gone at the next try.
+var errListen = errors.New("listen")
+
 // probe opens the sockets and closes them again.
 func (l listener) probe() error {
 	lc := net.ListenConfig{Control: reusePort}
@@ -112,11 +110,12 @@ func (l listener) probe() error {
 }
 
 func listenError(addr string, err error) error {
+	hint := ""
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("listen on %s: %w: another DNS server on this machine takes this address or all addresses; "+
-			"find it with \"ss -lnp sport = :53\" and bind it to its own addresses (dnsmasq: bind-interfaces)", addr, err)
+		hint = "; another DNS server on this machine takes this address or all addresses: find it with \"ss -lnp sport = :53\" and " +
+			"let it listen on its own addresses only (dnsmasq: bind-interfaces)"
 	}
-	return fmt.Errorf("listen on %s: %w", addr, err)
+	return fmt.Errorf("%w on %s: %w%s", errListen, addr, err, hint)
 }
 
 func reusePort(_, _ string, c syscall.RawConn) error {

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // applied is the configuration in use and what was tried last.
@@ -19,7 +21,7 @@ type applied struct {
 	good      customConfig // in use
 
 	want    customConfig // the latest one, from the API or (at start) the last good one
-	refused time.Time    // when want was refused, zero if it was not
+	retry   time.Time    // when to try want again after it was refused, zero if it was not, far away if only a change helps
 }
 
 // serve runs CoreDNS and follows resolv.conf and coredns-custom. It owns the engine.
@@ -35,8 +37,8 @@ func (s *Server) serve(ctx context.Context) error {
 	st.want = want
 
 	for {
-		s.converge(&st, s.readUpstreams())
-		wait := pollInterval
+		s.converge(&st, s.readUpstreams(st.good))
+		wait := s.poll
 		if s.engine.instance == nil {
 			wait = retryInterval
 		}
@@ -49,17 +51,19 @@ func (s *Server) serve(ctx context.Context) error {
 			}
 			return nil
 		case st.want = <-s.fromAPI:
-			st.refused = time.Time{}
+			st.retry = time.Time{}
 		case <-time.After(wait):
 		}
 	}
 }
 
-// readUpstreams reads the host's resolv.conf, keeps the kubelet's up to date and returns the upstreams as host:port.
-func (s *Server) readUpstreams() []string {
+// readUpstreams reads the host's resolv.conf, keeps the kubelet's up to date and returns the upstreams as host:port. That there are none is
+// no problem if custom forwards all names itself.
+func (s *Server) readUpstreams(custom customConfig) []string {
 	r, err := HostResolvConf(s.cfg.ResolvConf, s.cfg.Addr)
 	problem := ""
 	switch {
+	case custom.forwardsAll:
 	case err != nil:
 		problem = err.Error()
 	case len(r.Nameservers) == 0 && len(r.Skipped) > 0:
@@ -90,7 +94,7 @@ func (s *Server) converge(st *applied, upstreams []string) {
 	switch {
 	case st.want.hash == st.good.hash:
 		s.customInUse(st.good)
-	case time.Since(st.refused) >= refusedRetry:
+	case time.Now().After(st.retry):
 		s.tryCustom(st)
 	}
 }
@@ -101,7 +105,7 @@ func (s *Server) useUpstreams(st *applied, upstreams []string) bool {
 	err := s.load(upstreams, st.good)
 	if err != nil && !st.good.empty() {
 		s.log.Error("the custom DNS configuration does not load any more, going on without it", "error", err)
-		st.good, st.refused = customConfig{}, time.Time{}
+		st.good, st.retry = customConfig{}, time.Time{}
 		err = s.load(upstreams, st.good)
 	}
 	if err != nil {
@@ -119,22 +123,28 @@ func (s *Server) useUpstreams(st *applied, upstreams []string) bool {
 func (s *Server) tryCustom(st *applied) {
 	want, err := s.custom.stage(st.want)
 	if err == nil {
+		want.forwardsAll, err = forwardsAll(want)
+	}
+	if err == nil {
 		err = s.load(st.upstreams, want)
 	}
 	if err != nil {
 		s.custom.discard(want, st.good)
-		st.refused = time.Now()
+		st.retry = time.Now().Add(never)
+		if errors.Is(err, errListen) || strings.Contains(err.Error(), "plugin/bind") {
+			st.retry = time.Now().Add(listenRetry)
+		}
 		// Errors of the parser name the file: show the ConfigMap's key.
 		err = errors.New(strings.ReplaceAll(err.Error(), want.dir+"/", ""))
 		text := fmt.Sprintf("ConfigMap %s/%s is refused, the last good configuration goes on: %v", CustomNamespace, CustomName, err)
 		if s.setProblem(problemCustom, text) {
 			s.log.Error("custom DNS configuration refused", "error", err)
-			offer(s.refusedBy, err)
+			offer(s.refusals, refusal{want.uid, err})
 		}
 		s.update(func(v *Status) { v.Custom = "refused" })
 		return
 	}
-	st.good, st.refused = want, time.Time{}
+	st.good, st.retry = want, time.Time{}
 	s.customInUse(want)
 	s.log.Info("custom DNS configuration in use", "keys", want.names())
 	if err := s.custom.keep(want); err != nil {
@@ -172,6 +182,12 @@ func (s *Server) problem(kind int, what string, err error) {
 	if s.setProblem(kind, what+": "+err.Error()) {
 		s.log.Error(what, "error", err)
 	}
+}
+
+// refusal is a custom configuration that was refused.
+type refusal struct {
+	configMap types.UID
+	reason    error
 }
 
 // offer puts v into the one-slot channel c in place of what is there. One sender per channel.

@@ -156,6 +156,9 @@ func (n *node) run(ctx context.Context, group *errgroup.Group, kubelet *kubelet,
 		close(proxyReady)
 	} else {
 		group.Go(func() error {
+			if err := n.waitForRules(ctx, client); err != nil {
+				return err
+			}
 			// It looks its Node up at the start and exits when that appears with an address later.
 			if _, err := n.waitForNode(ctx, client, func(*corev1.Node) bool { return true }); err != nil {
 				return err
@@ -171,6 +174,9 @@ func (n *node) run(ctx context.Context, group *errgroup.Group, kubelet *kubelet,
 	}
 	if n.cfg.Backend == config.FlannelNone {
 		return nil
+	}
+	if err := n.waitForRules(ctx, client); err != nil {
+		return err
 	}
 	return n.keep(ctx, ComponentFlannel, func(ctx context.Context) error {
 		return n.runFlannel(withComponent(ctx, ComponentFlannel), client, proxyReady)
@@ -221,6 +227,15 @@ func (n *node) waitForAPI(ctx context.Context) (kubernetes.Interface, error) {
 		if apierrors.IsForbidden(err) {
 			return nil // an answer: on a first start the rules that let nodes ask this come later than the node may register
 		}
+		return err
+	})
+}
+
+// waitForRules blocks until this node may read what kube-proxy and flannel watch. On a cluster's first start the rule appears a
+// moment after the API does, and a watch that is refused once is tried again after a second or two only.
+func (n *node) waitForRules(ctx context.Context, client kubernetes.Interface) error {
+	return poll(ctx, 20*time.Millisecond, func() error {
+		_, err := client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll).List(ctx, metav1.ListOptions{Limit: 1, ResourceVersion: "0"})
 		return err
 	})
 }

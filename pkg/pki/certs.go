@@ -3,6 +3,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -135,11 +136,8 @@ func (p *PKI) loadAuthority(name Name, now time.Time) (ca *authority, keyFile, c
 			"issued or renewed; restore the key from a backup or from another server of the cluster; only if it is lost for good, "+
 			"remove the certificate too: the next start makes a new CA, and nodes and users have to get new credentials", keyPath, certPath)
 	case keyMissing:
-		if ca.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		if ca.key, keyPEM, err = newKey(); err != nil {
 			return nil, nil, nil, fmt.Errorf("make the key of %s: %w", name, err)
-		}
-		if keyPEM, err = keyutil.MarshalPrivateKeyToPEM(ca.key); err != nil {
-			return nil, nil, nil, fmt.Errorf("encode the key of %s: %w", name, err)
 		}
 		keyFile = []file{{path: keyPath, data: keyPEM, mode: 0o600}}
 		if p.hasRun {
@@ -173,6 +171,16 @@ func (p *PKI) loadAuthority(name Name, now time.Time) (ca *authority, keyFile, c
 	return ca, nil, nil, nil
 }
 
+// newKey returns an ECDSA P-256 key, also in PEM.
+func newKey() (crypto.Signer, []byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	data, err := keyutil.MarshalPrivateKeyToPEM(key)
+	return key, data, err
+}
+
 func parseKey(data []byte) (crypto.Signer, error) {
 	key, err := keyutil.ParsePrivateKeyPEM(data)
 	if err != nil {
@@ -188,6 +196,9 @@ func parseKey(data []byte) (crypto.Signer, error) {
 // parseCA checks that a CA file can do its work. One certificate only, because the controller-manager's signers refuse more
 // (k8s.io/kubernetes/pkg/controller/certificates/signer, caProvider.setCA).
 func parseCA(data []byte, key crypto.Signer) (*x509.Certificate, error) {
+	if bytes.Contains(data, []byte("PRIVATE KEY")) {
+		return nil, errors.New("it holds a private key, and the cluster publishes this file")
+	}
 	certs, err := certutil.ParseCertsPEM(data)
 	if err != nil {
 		return nil, err
@@ -309,7 +320,7 @@ func (s leafSpec) check(data []byte, ca *authority, now time.Time) (cert *x509.C
 
 // issue makes a new key and a certificate for it. The certificate is valid from its CA's first moment, never earlier, see selfSign.
 func (s leafSpec) issue(ca *authority, now time.Time) (*x509.Certificate, []byte, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, keyPEM, err := newKey()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -334,14 +345,7 @@ func (s leafSpec) issue(ca *authority, now time.Time) (*x509.Certificate, []byte
 		return nil, nil, err
 	}
 	certPEM, err := certutil.EncodeCertificates(cert)
-	if err != nil {
-		return nil, nil, err
-	}
-	keyPEM, err := keyutil.MarshalPrivateKeyToPEM(key)
-	if err != nil {
-		return nil, nil, err
-	}
-	return cert, append(certPEM, keyPEM...), nil
+	return cert, append(certPEM, keyPEM...), err
 }
 
 // renewAt counts from the end of a leaf, because its NotBefore is not the moment of issue.

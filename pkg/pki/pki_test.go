@@ -292,6 +292,18 @@ func TestDamage(t *testing.T) {
 			}
 		}
 	}
+	certOnly := func(name string) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			certs, err := certutil.CertsFromFile(filepath.Join(filepath.Dir(path), name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			data, err := certutil.EncodeCertificates(certs...)
+			if err := errors.Join(err, os.WriteFile(path, data, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	mixed := func(t *testing.T, path string) { // the certificate of one pair with the key of another
 		cert, err := os.ReadFile(path)
 		if err != nil {
@@ -331,7 +343,9 @@ func TestDamage(t *testing.T) {
 		{"server-ca.key", "empty", empty, []string{"server-ca.key is damaged", "restore"}, nil},
 		{"server-ca.key", "of another CA", from("client-ca.key"), []string{"server-ca.crt", "do not belong together", "restore"}, nil},
 		{"server-ca.crt", "truncated", truncate, []string{"server-ca.crt", "restore"}, nil},
-		{"server-ca.crt", "not a CA", from("apiserver.pem"), []string{"server-ca.crt", "not that of a CA"}, nil},
+		{"server-ca.crt", "not a CA", from("apiserver.pem"), []string{"server-ca.crt", "it holds a private key"}, nil},
+		{"server-ca.crt", "not a CA", certOnly("apiserver.pem"), []string{"server-ca.crt", "not that of a CA"}, nil},
+		{"server-ca.crt", "of another CA", from("client-ca.crt"), []string{"server-ca.crt", "do not belong together"}, nil},
 		{"service-account.key", "truncated", truncate, []string{"service-account.key is damaged", "restore"}, nil},
 		{"encryption.yaml", "truncated", truncate, []string{"encryption.yaml is damaged", "restore"}, nil},
 		{"encryption.yaml", "empty", empty, []string{"encryption.yaml is damaged", "restore"}, nil},
@@ -375,6 +389,22 @@ func TestDamage(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestReplaceAuthority: without certificate and key a new CA is made, and what the old one had signed is issued anew.
+func TestReplaceAuthority(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	old := mustEnsure(t, cfg)
+	before := snapshot(t, cfg.Dir)
+	if err := errors.Join(os.Remove(old.CertFile(EtcdCA)), os.Remove(old.KeyFile(EtcdCA))); err != nil {
+		t.Fatal(err)
+	}
+	p := mustEnsure(t, cfg)
+	want := []string{"etcd-ca.crt", "etcd-ca.key", "etcd-peer.pem", "etcd.pem"}
+	if diff := cmp.Diff(want, changed(before, snapshot(t, cfg.Dir))); diff != "" {
+		t.Errorf("changed files (-want +got):\n%s", diff)
+	}
+	handshake(t, p, Etcd, Etcd, EtcdCA, EtcdCA, "localhost")
 }
 
 func TestInterruptedFirstStart(t *testing.T) {

@@ -3,8 +3,6 @@
 package pki
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
@@ -13,7 +11,6 @@ import (
 	"path/filepath"
 
 	apiserverv1 "k8s.io/apiserver/pkg/apis/apiserver/v1"
-	"k8s.io/client-go/util/keyutil"
 	"sigs.k8s.io/yaml"
 )
 
@@ -42,12 +39,8 @@ func (p *PKI) loadSecrets() ([]file, error) {
 func loadServiceAccountKey(path string) ([]file, error) {
 	data, err := readSecret(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
+		if _, data, err = newKey(); err != nil {
 			return nil, fmt.Errorf("make the service-account key: %w", err)
-		}
-		if data, err = keyutil.MarshalPrivateKeyToPEM(key); err != nil {
-			return nil, fmt.Errorf("encode the service-account key: %w", err)
 		}
 		return []file{{path: path, data: data, mode: 0o600}}, nil
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/kedge-io/kedge/pkg/logging"
 	"github.com/kedge-io/kedge/pkg/node"
 	"github.com/kedge-io/kedge/pkg/pki"
+	"github.com/kedge-io/kedge/pkg/registries"
 	"github.com/kedge-io/kedge/pkg/supervise"
 	"github.com/kedge-io/kedge/pkg/version"
 )
@@ -70,10 +71,8 @@ func Run(ctx context.Context, cfg *config.Server) error {
 	group.Go(func() error { return s.pki.Run(ctx) })
 	group.Go(func() error { s.watchRegistries(ctx); return nil })
 	group.Go(func() error { notify.watchdog(ctx); return nil })
-	group.Go(func() error {
-		s.supervisor.Run(ctx)
-		return nil
-	})
+	group.Go(func() error { s.settle(ctx); return nil })
+	group.Go(func() error { s.supervisor.Run(ctx); return nil })
 	<-ctx.Done()
 	notify.stopping()
 	log.Info("stopping; pods keep running")
@@ -108,8 +107,24 @@ func (s *server) preflight(ctx context.Context) error {
 	if c := s.cfg; len(c.KubeletArgs)+len(c.KubeProxyArgs) > 0 {
 		errs = append(errs, node.CheckArgs(s.nodeConfig()))
 	}
-	errs = append(errs, datastore.CheckArgs(s.cfg.EtcdArgs.Flags()), s.checkRegistries())
-	return errors.Join(errs...)
+	_, err := registries.Load(s.cfg.PrivateRegistry)
+	return errors.Join(append(errs, datastore.CheckArgs(s.cfg.EtcdArgs.Flags()), err)...)
+}
+
+// settle makes the staged files safe against power loss when the machine has calmed down.
+func (s *server) settle(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(time.Minute):
+	}
+	stage, err := s.stage()
+	if err == nil {
+		err = stage.Settle(ctx)
+	}
+	if err != nil && ctx.Err() == nil {
+		s.log.Warn("staged programs", "error", err)
+	}
 }
 
 func (s *server) checkOptions() check.Options {

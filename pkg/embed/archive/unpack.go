@@ -13,12 +13,7 @@ import (
 	"path"
 
 	"github.com/klauspost/compress/zstd"
-	"golang.org/x/sync/errgroup"
 )
-
-// writers is how many files are written at the same time as the next one is decompressed. It bounds the memory that
-// Unpack takes to the window of the compression and writers+1 files.
-const writers = 2
 
 // Unpack writes the files of an archive to root, which must have none of them yet. want chooses them by name, nil means
 // all. An archive that has anything else in it than the manifest says is refused, and so is one in which a wanted file
@@ -28,21 +23,15 @@ func Unpack(ctx context.Context, r io.Reader, m *Manifest, root *os.Root, want f
 	for _, f := range m.Files {
 		left[f.Name] = f
 	}
-	// One goroutine decompresses faster here than the decoder's own pipeline of three does on two cores.
-	dec, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(windowSize))
+	// The decoder works in goroutines of its own: while it decompresses, this one writes.
+	dec, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(windowSize))
 	if err != nil {
 		return fmt.Errorf("embedded files: %w", err)
 	}
 	defer dec.Close()
 
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(writers)
-	u := unpacker{tar: tar.NewReader(dec), root: root, dirs: map[string]bool{".": true}}
-	err = u.all(ctx, g, left, want)
-	if werr := g.Wait(); werr != nil {
-		return werr // the cause when ctx was ended by a writer
-	}
-	if err != nil {
+	u := unpacker{tar: tar.NewReader(dec), root: root, dirs: map[string]bool{".": true}, buf: make([]byte, 256<<10)}
+	if err := u.all(ctx, left, want); err != nil {
 		return err
 	}
 	for name := range left {
@@ -57,10 +46,11 @@ type unpacker struct {
 	tar  *tar.Reader
 	root *os.Root
 	dirs map[string]bool // those that exist
+	buf  []byte
 }
 
 // all deletes from left what it has seen.
-func (u *unpacker) all(ctx context.Context, g *errgroup.Group, left map[string]File, want func(string) bool) error {
+func (u *unpacker) all(ctx context.Context, left map[string]File, want func(string) bool) error {
 	for {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
@@ -83,7 +73,7 @@ func (u *unpacker) all(ctx context.Context, g *errgroup.Group, left map[string]F
 		if want != nil && !want(f.Name) {
 			continue
 		}
-		if err := u.one(g, f); err != nil {
+		if err := u.one(f); err != nil {
 			return fmt.Errorf("embedded files: %s: %w", f.Name, err)
 		}
 	}
@@ -104,19 +94,20 @@ func matches(h *tar.Header, f *File) error {
 	return nil
 }
 
-func (u *unpacker) one(g *errgroup.Group, f File) error {
+func (u *unpacker) one(f File) error {
 	if err := u.mkdir(path.Dir(f.Name)); err != nil {
 		return err
 	}
 	if f.Link != "" {
 		return u.root.Symlink(f.Link, f.Name)
 	}
-	content := make([]byte, f.Size)
-	if _, err := io.ReadFull(u.tar, content); err != nil {
+	w, err := u.root.OpenFile(f.Name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, f.Mode)
+	if err != nil {
 		return err
 	}
-	g.Go(func() error { return write(u.root, f, content) })
-	return nil
+	// Only Write: io.CopyBuffer would let the file choose a smaller buffer.
+	_, err = io.CopyBuffer(struct{ io.Writer }{w}, u.tar, u.buf)
+	return errors.Join(err, w.Chmod(f.Mode), w.Close())
 }
 
 // mkdir makes a directory and its parents, readable by everybody whatever the umask is.
@@ -132,13 +123,4 @@ func (u *unpacker) mkdir(dir string) error {
 	}
 	u.dirs[dir] = true
 	return u.root.Chmod(dir, 0o755)
-}
-
-func write(root *os.Root, f File, content []byte) error {
-	w, err := root.OpenFile(f.Name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, f.Mode)
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(content)
-	return errors.Join(err, w.Chmod(f.Mode), w.Close())
 }
