@@ -51,7 +51,11 @@ LDFLAGS := -s -w \
 .PHONY: help build assets clean FORCE
 help:
 	$(info $(HELP))
+	$(info )
+	$(info $(TEST_HELP))
 	@:
+
+include mk/*.mk
 
 build: $(ASSETS)/manifest.json
 	@echo '  GO      $(BIN) $(VERSION)'
@@ -71,7 +75,10 @@ $(B)/go.key: FORCE
 $(B)/debs.key: FORCE
 	$(call key,"$(DEBS) $$(sha256sum <scripts/debs) $(DEBIAN_SUITE) $(DEBIAN_MIRROR)")
 $(B)/tools.key: FORCE
-	$(call key,"$$(cat scripts/userland/*.go scripts/pack/*.go scripts/image/*.go scripts/mkimage/*.go scripts/native/* pkg/embed/archive/*.go | sha256sum) $(PAUSE_IMAGE)")
+	$(call key,"$$(cat $(TOOL_SOURCES) | sha256sum) $(PAUSE_IMAGE)")
+
+TOOL_SOURCES := $(filter-out %_test.go,$(wildcard $(addprefix scripts/,userland/*.go pack/*.go image/*.go mkimage/*.go native/*))) \
+	pkg/embed/archive/archive.go pkg/embed/archive/pack.go
 
 $(B)/deps: scripts/deps
 	@mkdir -p $(@D)

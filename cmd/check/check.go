@@ -5,15 +5,14 @@ package check
 
 import (
 	"fmt"
-	"net/netip"
 	"os"
-	"slices"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
 	"github.com/kedge-io/kedge/pkg/check"
 	"github.com/kedge-io/kedge/pkg/config"
+	"github.com/kedge-io/kedge/pkg/server"
 )
 
 // Command gives `kedge check`. It takes the configuration of `kedge server` and ends with status 1 when a probe
@@ -47,7 +46,7 @@ func run(c *cli.Context) error {
 		o.ConfigErr = err
 		o.DataDir = c.String("data-dir") // empty if it was not given
 	} else {
-		o = ServerOptions(cfg)
+		o = server.CheckOptions(cfg)
 	}
 	o.ExpectRunning = true
 	if c.Bool("agent") {
@@ -66,23 +65,6 @@ func run(c *cli.Context) error {
 		return cli.Exit("", 1)
 	}
 	return nil
-}
-
-// ServerOptions gives what is to be probed before `kedge server` starts with this configuration.
-func ServerOptions(cfg *config.Server) check.Options {
-	o := check.Options{
-		DataDir: cfg.DataDir, KubeletDir: cfg.KubeletRootDir, NodeName: cfg.NodeName,
-		ProxyMode: string(cfg.ProxyMode), FlannelBackend: string(cfg.FlannelBackend), Snapshotter: string(cfg.Snapshotter),
-		ClusterCIDR: cfg.ClusterCIDR, ServiceCIDR: cfg.ServiceCIDR, DNSAddress: cfg.ClusterDNS, ResolvConf: cfg.ResolvConf,
-	}
-	if cfg.DisableKubeProxy {
-		o.ProxyMode = "none"
-	}
-	o.Ports = check.DefaultPorts(o, netip.AddrPortFrom(cfg.BindAddress, uint16(cfg.HTTPSListenPort)))
-	if cfg.Disabled(config.ComponentCoreDNS) {
-		o.Ports = slices.DeleteFunc(o.Ports, func(p check.Port) bool { return p.Addr == cfg.ClusterDNS })
-	}
-	return o
 }
 
 // textOptions: colours and the width of the window on a terminal, plain text elsewhere (and with NO_COLOR set, see

@@ -142,14 +142,17 @@ func probeDiskSpace(_ context.Context, o Options) Result {
 		s.warn += need.warn
 	}
 	var items []Item
+	var summary []string
 	for _, s := range states {
-		items = append(items, Item{Name: strings.Join(s.dirs, ", "), Result: judgeSpace(*s)})
+		item := Item{Name: strings.Join(s.dirs, ", "), Result: judgeSpace(*s)}
+		items = append(items, item)
+		summary = append(summary, item.Name+": "+item.Finding)
 	}
 	if len(items) == 1 {
 		items[0].Finding = items[0].Name + ": " + items[0].Finding
 		return items[0].Result
 	}
-	return combine(items, "")
+	return combine(items, strings.Join(summary, "; "))
 }
 
 func judgeSpace(s spaceState) Result {

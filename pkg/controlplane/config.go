@@ -34,6 +34,7 @@ func Components() []string {
 type Config struct {
 	Logging logging.Config `json:"logging"`
 
+	NodeName             string       `json:"nodeName"`
 	EtcdSocket           string       `json:"etcdSocket"`
 	BindAddress          netip.Addr   `json:"bindAddress"`
 	Port                 int          `json:"port"`

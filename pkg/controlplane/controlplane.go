@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -120,6 +122,7 @@ func (p *plane) afterAPIServer(ctx context.Context, group *errgroup.Group, child
 		}
 		return ended(ctx, ComponentControllerManager)
 	})
+	group.Go(func() error { p.labelNode(ctx, client); return nil })
 	return p.watchHealth(ctx, client, child)
 }
 
@@ -187,6 +190,23 @@ func healthy(ctx context.Context, client kubernetes.Interface, path string) erro
 		return err
 	}
 	return fmt.Errorf("status %d", code)
+}
+
+// labelNode marks this server's Node as one of the control plane, as soon as its kubelet has made it; a kubelet may not do so
+// itself. Only `kubectl get nodes` and people's selectors read the label.
+func (p *plane) labelNode(ctx context.Context, client kubernetes.Interface) {
+	patch := []byte(`{"metadata":{"labels":{"node-role.kubernetes.io/control-plane":""}}}`)
+	for {
+		_, err := client.CoreV1().Nodes().Patch(ctx, p.cfg.NodeName, types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // watchHealth keeps the reported state of the API server true.

@@ -20,8 +20,8 @@ type applied struct {
 	upstreams []string
 	good      customConfig // in use
 
-	want    customConfig // the latest one, from the API or (at start) the last good one
-	retry   time.Time    // when to try want again after it was refused, zero if it was not, far away if only a change helps
+	want  customConfig // the latest one, from the API or (at start) the last good one
+	retry time.Time    // when to try want again after it was refused, zero if it was not, far away if only a change helps
 }
 
 // serve runs CoreDNS and follows resolv.conf and coredns-custom. It owns the engine.

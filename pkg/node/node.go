@@ -144,10 +144,7 @@ func (n *node) run(ctx context.Context, group *errgroup.Group, kubelet *kubelet,
 	}
 	group.Go(func() error {
 		n.child.Report(ComponentKubelet, supervise.Running, "")
-		if err := kubelet.run(withComponent(ctx, ComponentKubelet)); err != nil && ctx.Err() == nil {
-			return fmt.Errorf("kubelet: %w", err)
-		}
-		return nil
+		return unstoppable(withComponent(ctx, ComponentKubelet), ComponentKubelet, kubelet.run)
 	})
 	group.Go(func() error { n.watchKubelet(ctx, client); return nil })
 
@@ -165,11 +162,7 @@ func (n *node) run(ctx context.Context, group *errgroup.Group, kubelet *kubelet,
 			}
 			n.child.Report(ComponentProxy, supervise.Running, "mode "+string(proxy.mode))
 			go n.watchProxy(ctx, proxy, proxyReady)
-			if err := proxy.run(withComponent(ctx, ComponentProxy)); err != nil && ctx.Err() == nil {
-				return fmt.Errorf("kube-proxy: %w", err)
-			}
-			<-ctx.Done()
-			return nil
+			return unstoppable(withComponent(ctx, ComponentProxy), ComponentProxy, proxy.run)
 		})
 	}
 	if n.cfg.Backend == config.FlannelNone {
@@ -181,6 +174,24 @@ func (n *node) run(ctx context.Context, group *errgroup.Group, kubelet *kubelet,
 	return n.keep(ctx, ComponentFlannel, func(ctx context.Context) error {
 		return n.runFlannel(withComponent(ctx, ComponentFlannel), client, proxyReady)
 	})
+}
+
+// unstoppable runs a part that upstream gave no clean stop: when ctx ends it is left to end with the process.
+func unstoppable(ctx context.Context, name string, run func(context.Context) error) error {
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx) }()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-ended:
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err == nil {
+			err = errors.New("ended by itself")
+		}
+		return fmt.Errorf("%s: %w", name, err)
+	}
 }
 
 func withComponent(ctx context.Context, name string) context.Context {

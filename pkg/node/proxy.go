@@ -9,13 +9,16 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
-	"github.com/vishvananda/netlink"
 	proxyapp "k8s.io/kubernetes/cmd/kube-proxy/app"
 
+	"github.com/kedge-io/kedge/pkg/check"
 	"github.com/kedge-io/kedge/pkg/config"
 )
 
-const proxyHealthz = "127.0.0.1:10256"
+const (
+	proxyHealthz  = "127.0.0.1:10256"
+	ipvsScheduler = "rr"
+)
 
 // proxy is kube-proxy: it can be run once in a process's life, upstream has no way to stop it.
 type proxy struct {
@@ -74,7 +77,7 @@ func proxyFlags(cfg Config, mode config.ProxyMode) []string {
 		"--cluster-cidr=" + cfg.ClusterCIDR.String(),
 		"--healthz-bind-address=" + proxyHealthz,
 		"--oom-score-adj=" + oomScore,
-		"--ipvs-scheduler=rr",
+		"--ipvs-scheduler=" + ipvsScheduler,
 		"--ipvs-strict-arp=true",
 	}
 	// The table's size is a property of the machine; in a container's network namespace it cannot even be written.
@@ -90,11 +93,10 @@ func proxyFlags(cfg Config, mode config.ProxyMode) []string {
 
 func (p *proxy) run(ctx context.Context) error { return p.opts.Run(ctx) }
 
-// chooseMode is --proxy-mode auto: ipvs where the kernel has it, else nftables.
+// chooseMode is --proxy-mode auto: ipvs where the kernel has all that it takes, else nftables.
 func chooseMode() (config.ProxyMode, string) {
-	// Asking for the netlink family loads the module where there is one (its alias is net-pf-16-proto-16-family-IPVS).
-	if _, err := netlink.GenlFamilyGet("IPVS"); err == nil {
-		return config.ProxyIPVS, " (chosen: the kernel has IPVS)"
+	if err := check.IPVS(ipvsScheduler); err != nil {
+		return config.ProxyNFTables, fmt.Sprintf(" (chosen: no IPVS: %v)", err)
 	}
-	return config.ProxyNFTables, " (chosen: the kernel has no IPVS)"
+	return config.ProxyIPVS, " (chosen: the kernel has IPVS)"
 }

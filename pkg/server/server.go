@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -99,7 +100,7 @@ type server struct {
 // preflight refuses what cannot work before anything is written: the machine, then the arguments for components.
 func (s *server) preflight(ctx context.Context) error {
 	var errs []error
-	errs = append(errs, check.RunFatal(ctx, s.checkOptions()))
+	errs = append(errs, check.RunFatal(ctx, CheckOptions(s.cfg)))
 	// Building the components' options takes a while: only when there is something to check.
 	if c := s.cfg; len(c.KubeAPIServerArgs)+len(c.KubeControllerManagerArgs)+len(c.KubeSchedulerArgs) > 0 {
 		errs = append(errs, controlplane.CheckArgs(s.controlPlaneConfig()))
@@ -127,25 +128,20 @@ func (s *server) settle(ctx context.Context) {
 	}
 }
 
-func (s *server) checkOptions() check.Options {
-	c := s.cfg
+// CheckOptions tells the preflight what a server with this configuration is going to do.
+func CheckOptions(c *config.Server) check.Options {
 	o := check.Options{
-		DataDir:        c.DataDir,
-		KubeletDir:     c.KubeletRootDir,
-		NodeName:       c.NodeName,
-		ProxyMode:      string(c.ProxyMode),
-		FlannelBackend: string(c.FlannelBackend),
-		Snapshotter:    string(c.Snapshotter),
-		ClusterCIDR:    c.ClusterCIDR,
-		ServiceCIDR:    c.ServiceCIDR,
-		DNSAddress:     c.ClusterDNS,
-		ResolvConf:     c.ResolvConf,
-		ExpectRunning:  true,
+		DataDir: c.DataDir, KubeletDir: c.KubeletRootDir, NodeName: c.NodeName,
+		ProxyMode: string(c.ProxyMode), FlannelBackend: string(c.FlannelBackend), Snapshotter: string(c.Snapshotter),
+		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, DNSAddress: c.ClusterDNS, ResolvConf: c.ResolvConf,
 	}
 	if c.DisableKubeProxy {
 		o.ProxyMode = "none"
 	}
 	o.Ports = check.DefaultPorts(o, netip.AddrPortFrom(c.BindAddress, uint16(c.HTTPSListenPort)))
+	if c.Disabled(config.ComponentCoreDNS) {
+		o.Ports = slices.DeleteFunc(o.Ports, func(p check.Port) bool { return p.Addr == c.ClusterDNS })
+	}
 	return o
 }
 
@@ -233,6 +229,7 @@ func (s *server) controlPlaneConfig() controlplane.Config {
 	c := s.cfg
 	cfg := controlplane.Config{
 		Logging:               logConfig(c),
+		NodeName:              c.NodeName,
 		EtcdSocket:            s.etcdSocket(),
 		BindAddress:           c.BindAddress,
 		Port:                  c.HTTPSListenPort,

@@ -39,7 +39,7 @@ func Busybox(ctx context.Context, file, name, root string) error {
 	if err := busyboxRoot(ctx, dir, root); err != nil {
 		return fmt.Errorf("busybox image from %s: %w", root, err)
 	}
-	return write(file, image.Config{Name: name, Rootfs: dir, Cmd: []string{"sh"}})
+	return write(file, image.Config{Name: name, Rootfs: dir, Cmd: []string{"sh"}, Env: env(name)})
 }
 
 func busyboxRoot(ctx context.Context, dir, root string) error {
@@ -187,7 +187,7 @@ func Server(ctx context.Context, file, name string) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the test server: %w: %s", err, out)
 	}
-	return write(file, image.Config{Name: name, Rootfs: dir, Entrypoint: []string{"/server"}})
+	return write(file, image.Config{Name: name, Rootfs: dir, Entrypoint: []string{"/server"}, Env: env(name)})
 }
 
 func write(file string, c image.Config) error {
@@ -197,4 +197,10 @@ func write(file string, c image.Config) error {
 		return err
 	}
 	return errors.Join(image.Write(f, c), f.Close())
+}
+
+// env makes every image a different one, also when its files are those of another: the kubelet keeps its records of who may
+// use an image by the image's digest, not by its name.
+func env(name string) []string {
+	return []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "IMAGE=" + name}
 }

@@ -22,9 +22,9 @@ import (
 const (
 	registryUser     = "reader"
 	registryPassword = "secret"
-	mirroredImage    = "docker.io/library/course:1"        // only the mirror of docker.io has it
-	privateImage     = "registry.example/team/app:2"       // only in a registry with TLS and credentials
-	directImagePath  = "team/app:2"                        // the same one under the registry's own address
+	mirroredImage    = "docker.io/library/course:1"         // only the mirror of docker.io has it
+	privateImage     = "registry.example/team/app:2"        // only in a registry with TLS and credentials
+	directImagePath  = "team/app:2"                         // the same one under the registry's own address
 	course           = "busybox of the Docker Hub's mirror" // what the mirrored image says of itself
 )
 

@@ -67,7 +67,7 @@ func TestServices(t *testing.T) {
 	ask := func(url string, times int) map[string]int {
 		t.Helper()
 		names := map[string]int{}
-		for line := range strings.Lines(n.sh("client", fmt.Sprintf("for i in $(seq %d); do wget -T 5 -q -O- %s || echo failed; done", times, url))) {
+		for line := range strings.Lines(n.sh("client", fmt.Sprintf("for i in $(seq %d); do timeout 5 wget -q -O- %s || echo failed; done", times, url))) {
 			names[strings.Fields(line)[0]]++
 		}
 		return names
@@ -108,7 +108,7 @@ func TestServices(t *testing.T) {
 		n.kubectl("expose", "pod", "self", "--port=80")
 		n.ready("self")
 		n.eventually("an answer of the pod to itself", func() error {
-			if got, err := n.try("exec", "self", "--", "wget", "-T", "3", "-q", "-O-", "http://self/"); err != nil || got != "me" {
+			if got, err := n.try("exec", "self", "--", "timeout", "3", "wget", "-q", "-O-", "http://self/"); err != nil || got != "me" {
 				return fmt.Errorf("%q, %w", got, err)
 			}
 			return nil
@@ -182,7 +182,6 @@ func TestHostPortAndHostNetwork(t *testing.T) {
 	n := newNode(t)
 	n.apply(server, "port", `    ports: [{containerPort: 8080, hostPort: 18080}]`, "")
 	n.apply(server, "host", `    env: [{name: PORT, value: "18081"}]`, "  hostNetwork: true")
-	n.kubectl("patch", "pod", "host", "--type=json", "-p", `[]`)
 	n.ready("port")
 	if got, err := get(n, "http://"+n.IP()+":18080/"); err != nil || !strings.HasPrefix(got, "port ") {
 		t.Errorf("hostPort from outside: %q, %v", got, err)

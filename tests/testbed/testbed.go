@@ -98,7 +98,7 @@ func Open(ctx context.Context, name string) (*Bed, error) {
 	if err := os.WriteFile(b.script, script, 0o755); err != nil {
 		return nil, errors.Join(fmt.Errorf("write the machines script: %w", err), b.lock.Close())
 	}
-	for _, cmd := range []string{"deps", "gc", "template"} {
+	for _, cmd := range []string{"deps", "gc", "template", "net"} {
 		if _, err := b.run(ctx, cmd); err != nil {
 			return nil, errors.Join(err, b.Close())
 		}

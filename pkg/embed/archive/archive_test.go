@@ -201,6 +201,14 @@ func TestUnpackTruncated(t *testing.T) {
 	}
 }
 
+func TestUnpackDamaged(t *testing.T) {
+	data, m := packed(t)
+	data[len(data)-1] ^= 1 // of the checksum
+	if err := Unpack(t.Context(), bytes.NewReader(data), m, openRoot(t, t.TempDir()), nil); err == nil {
+		t.Error("an archive with a wrong checksum was accepted")
+	}
+}
+
 func TestUnpackCancelled(t *testing.T) {
 	data, m := packed(t)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -34,6 +34,10 @@ func Unpack(ctx context.Context, r io.Reader, m *Manifest, root *os.Root, want f
 	if err := u.all(ctx, left, want); err != nil {
 		return err
 	}
+	// The checksum comes after the end of the tar.
+	if _, err := io.Copy(io.Discard, dec); err != nil {
+		return fmt.Errorf("embedded files: %w", err)
+	}
 	for name := range left {
 		if want == nil || want(name) {
 			return fmt.Errorf("embedded files: %s is in the manifest but not in the archive", name)

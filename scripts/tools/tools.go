@@ -1,6 +1,9 @@
 //go:build tools
 
-package main
+// SPDX-License-Identifier: Apache-2.0
+
+// Package tools pins the programs that are built from this module and carried inside kedge.
+package tools
 
 import (
 	_ "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2"
