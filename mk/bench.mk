@@ -27,13 +27,13 @@ STOCK_PROGRAMS := $(addprefix $(STOCK)/,$(notdir $(STOCK_GO)) etcd flanneld)
 
 $(addprefix $(STOCK)/,$(notdir $(STOCK_GO))): $(STOCK)/%: $(B)/go.key
 	@echo '  GO      stock $*'
-	@nice $(GO_BUILD) -ldflags '$(STOCK_LDFLAGS)' -o $@ $(filter %/$*,$(STOCK_GO))
+	@nice env $(GO_BUILD) -ldflags '$(STOCK_LDFLAGS)' -o $@ $(filter %/$*,$(STOCK_GO))
 $(STOCK)/etcd: $(B)/go.key
 	@echo '  GO      stock etcd'
-	@nice $(GO_BUILD) -ldflags '$(STOCK_LDFLAGS)' -o $@ go.etcd.io/etcd/server/v3
+	@nice env $(GO_BUILD) -ldflags '$(STOCK_LDFLAGS)' -o $@ go.etcd.io/etcd/server/v3
 $(STOCK)/flanneld: $(B)/go.key tests/bench/flanneld/main.go
 	@echo '  GO      stock flanneld'
-	@nice $(GO_BUILD) -ldflags '$(STOCK_LDFLAGS)' -o $@ ./tests/bench/flanneld
+	@nice env $(GO_BUILD) -ldflags '$(STOCK_LDFLAGS)' -o $@ ./tests/bench/flanneld
 
 # runc, the shim, the CNI plugins and the network tools are the very files that Kedge carries.
 STOCK_PLUGINS := bridge host-local loopback portmap

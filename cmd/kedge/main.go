@@ -96,6 +96,7 @@ func child[C any](ctx context.Context, args []string, logConfig func(C) logging.
 	if err := os.WriteFile("/proc/self/comm", []byte("kedge-"+name), 0); err != nil {
 		return err
 	}
+	supervise.SettleMemory()
 	log, err := logging.Child(logConfig(cfg), name)
 	if err != nil {
 		return err

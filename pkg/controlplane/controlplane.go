@@ -110,11 +110,6 @@ func (p *plane) afterAPIServer(ctx context.Context, group *errgroup.Group, child
 		}
 		return ended(ctx, ComponentScheduler)
 	})
-	// The controller manager looks at /healthz once a second; starting it a moment early costs that second.
-	if err := waitFor(ctx, client, "/healthz"); err != nil {
-		return err
-	}
-	child.Report(ComponentAPIServer, supervise.Ready, "")
 	group.Go(func() error {
 		child.Report(ComponentControllerManager, supervise.Ready, "")
 		if err := p.runControllerManager(component(ctx, ComponentControllerManager)); err != nil && ctx.Err() == nil {
@@ -123,6 +118,10 @@ func (p *plane) afterAPIServer(ctx context.Context, group *errgroup.Group, child
 		return ended(ctx, ComponentControllerManager)
 	})
 	group.Go(func() error { p.labelNode(ctx, client); return nil })
+	if err := waitFor(ctx, client, "/healthz"); err != nil {
+		return err
+	}
+	child.Report(ComponentAPIServer, supervise.Ready, "")
 	return p.watchHealth(ctx, client, child)
 }
 
@@ -163,7 +162,20 @@ func (p *plane) runControllerManager(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	cfg.Kubeconfig.Wrap(func(next http.RoundTripper) http.RoundTripper { return noHealthWait{next} })
 	return controllermanager.Run(ctx, cfg.Complete())
+}
+
+// noHealthWait spares the controller manager its wait for /healthz at the start. It asks once a second, and until the API server
+// has made all default roles, which its identity here does not need: a second or two of every cluster's first start.
+type noHealthWait struct{ http.RoundTripper }
+
+func (t noHealthWait) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Path == "/healthz" {
+		r = r.Clone(r.Context())
+		r.URL.Path = "/livez/ping"
+	}
+	return t.RoundTripper.RoundTrip(r)
 }
 
 // waitFor polls a health path of the API server until it answers 200.

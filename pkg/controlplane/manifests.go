@@ -4,6 +4,7 @@ package controlplane
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,7 +58,7 @@ func (p *plane) applyAll(ctx context.Context, client dynamic.Interface) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
+	var all []*unstructured.Unstructured
 	for _, e := range entries {
 		if slices.Contains(p.cfg.Disable, strings.TrimSuffix(e.Name(), ".yaml")) {
 			continue
@@ -66,12 +67,18 @@ func (p *plane) applyAll(ctx context.Context, client dynamic.Interface) error {
 		if err != nil {
 			return err
 		}
-		for _, o := range objects {
-			gvr, _ := meta.UnsafeGuessKindToResource(o.GroupVersionKind())
-			_, err := client.Resource(gvr).Namespace(o.GetNamespace()).Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
-			if err != nil {
-				errs = append(errs, fmt.Errorf("%s %s: %w", o.GetKind(), o.GetName(), err))
-			}
+		all = append(all, objects...)
+	}
+	// Rules first, nodes wait for them; and on a cluster's first start the namespaces are not there yet.
+	slices.SortStableFunc(all, func(a, b *unstructured.Unstructured) int {
+		return cmp.Compare(len(a.GetNamespace()), len(b.GetNamespace()))
+	})
+	var errs []error
+	for _, o := range all {
+		gvr, _ := meta.UnsafeGuessKindToResource(o.GroupVersionKind())
+		_, err := client.Resource(gvr).Namespace(o.GetNamespace()).Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s %s: %w", o.GetKind(), o.GetName(), err))
 		}
 	}
 	return errors.Join(errs...)

@@ -11,11 +11,20 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/caddy/caddyfile"
 	"github.com/coredns/coredns/plugin/pkg/transport"
+	miekg "github.com/miekg/dns"
 	"golang.org/x/sys/unix"
+)
+
+const (
+	servingTimeout = 3 * time.Second
+	servingPoll    = 5 * time.Millisecond
+	pingTimeout    = 200 * time.Millisecond
+	stopTimeout    = 7 * time.Second // dnsserver gives queries under way 5 s
 )
 
 // engine runs at most one CoreDNS instance and swaps its Corefile. Not for concurrent use.
@@ -58,7 +67,38 @@ func (e *engine) load(text []byte, path, dir string) (err error) {
 		return errors.New(strings.TrimPrefix(err.Error(), "starting with listener file descriptors: "))
 	}
 	e.instance, e.listeners = next, a.listeners
+	e.awaitServing()
 	return nil
+}
+
+// awaitServing returns when every listener answers. CoreDNS's Start and Restart return before their servers run, and Stop does nothing to a
+// server that does not run yet: the next Restart would leave it serving the old configuration on the same socket for good, and waiting for
+// the end of the instance would take forever.
+func (e *engine) awaitServing() {
+	deadline := time.Now().Add(servingTimeout)
+	for l := range e.listeners {
+		if l.transport != transport.DNS {
+			continue
+		}
+		for _, network := range []string{"udp", "tcp"} {
+			for err := l.ping(network); err != nil; err = l.ping(network) {
+				if time.Now().After(deadline) {
+					e.server.log.Warn("CoreDNS listens but does not answer yet", "network", network, "address", l.host, "port", l.port, "error", err)
+					return
+				}
+				time.Sleep(servingPoll)
+			}
+		}
+	}
+}
+
+// ping sends a message with an opcode that the server rejects by itself, before any plugin sees it.
+func (l listener) ping(network string) error {
+	m := new(miekg.Msg).SetQuestion(".", miekg.TypeNS)
+	m.Opcode = miekg.OpcodeStatus
+	c := miekg.Client{Net: network, Timeout: pingTimeout}
+	_, _, err := c.Exchange(m, net.JoinHostPort(l.host, l.port))
+	return err
 }
 
 func (e *engine) replace(input caddy.Input) (*caddy.Instance, error) {
@@ -73,15 +113,22 @@ func (e *engine) replace(input caddy.Input) (*caddy.Instance, error) {
 	return next, err
 }
 
-// stop ends the instance and waits for it.
+// stop ends the instance and waits for it, for at most stopTimeout: a server that does not stop must not keep the process.
 func (e *engine) stop() error {
 	if e.instance == nil {
 		return nil
 	}
-	errs := e.instance.ShutdownCallbacks()
-	errs = append(errs, e.instance.Stop())
-	e.instance.Wait()
+	instance := e.instance
 	e.instance, e.listeners = nil, nil
+	errs := instance.ShutdownCallbacks()
+	errs = append(errs, instance.Stop())
+	ended := make(chan struct{})
+	go func() { instance.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(stopTimeout):
+		errs = append(errs, fmt.Errorf("servers still run after %s", stopTimeout))
+	}
 	return errors.Join(errs...)
 }
 

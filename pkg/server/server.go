@@ -67,6 +67,7 @@ func Run(ctx context.Context, cfg *config.Server) error {
 		Changed:   s.changed,
 		Logger:    log,
 	}
+	supervise.SettleMemory()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.serveStatus(ctx) })
 	group.Go(func() error { return s.pki.Run(ctx) })

@@ -7,13 +7,15 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kedge-io/kedge/tests/cluster"
+
 	"github.com/kedge-io/kedge/tests/image"
 )
 
 func TestImportedImages(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
-	out, err := n.Exec(n.within(minute), "kedge", "ctr", "-n", "k8s.io", "images", "ls", "-q")
+	n := shared.Server(t).Session(t)
+	out, err := n.Exec(n.Within(minute), "kedge", "ctr", "-n", "k8s.io", "images", "ls", "-q")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -23,13 +25,13 @@ func TestImportedImages(t *testing.T) {
 		}
 	}
 	// Nobody can pull it: it runs because it is there.
-	n.apply(strings.Replace(client, "    command:", "    imagePullPolicy: Never\n    command:", 1))
-	n.ready("client")
+	n.Apply(strings.Replace(cluster.ClientPod, "    command:", "    imagePullPolicy: Never\n    command:", 1))
+	n.Ready("client")
 }
 
 func TestPulls(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
+	n := shared.Server(t).Session(t)
 	const pod = `
 apiVersion: v1
 kind: Pod
@@ -38,13 +40,13 @@ spec:
   terminationGracePeriodSeconds: 0
   containers: [{name: c, image: %q, imagePullPolicy: Always%s}]
 `
-	n.apply(pod, "mirror", "course:1", `, command: [sleep, "100000"]`) // the short name that people type
-	n.apply(pod, "private", privateImage, "")
-	n.apply(pod, "direct", registries.private.Addr()+"/"+directImagePath, "")
-	n.apply(pod, "missing", "registry.example/team/none:1", "")
-	n.ready("mirror", "private", "direct")
-	n.eventually("the missing image to be reported", func() error {
-		got, err := n.try("get", "pod", "missing", "-o", "jsonpath={.status.containerStatuses[0].state.waiting.message}")
+	n.Apply(pod, "mirror", "course:1", `, command: [sleep, "100000"]`) // the short name that people type
+	n.Apply(pod, "private", privateImage, "")
+	n.Apply(pod, "direct", registries.private.Addr()+"/"+directImagePath, "")
+	n.Apply(pod, "missing", "registry.example/team/none:1", "")
+	n.Ready("mirror", "private", "direct")
+	n.Eventually("the missing image to be reported", func() error {
+		got, err := n.Try("get", "pod", "missing", "-o", "jsonpath={.status.containerStatuses[0].state.waiting.message}")
 		if err == nil && !strings.Contains(got, "not found") {
 			err = unexpected(got)
 		}

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	coordination "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+)
+
+const (
+	pollReady = 20 * time.Millisecond
+	// A refused pod costs the API server some milliseconds of the two cores that everything shares.
+	pollCreate   = 50 * time.Millisecond
+	startTimeout = 5 * time.Minute
+)
+
+// starts measures a start with nothing on the disk, and one with everything there, pods running.
+func starts(ctx context.Context, _ options, s side, h *host, rec *recorder) error {
+	if _, err := startOnce(ctx, s, h, rec, "fresh"); err != nil {
+		return fmt.Errorf("fresh start: %w", err)
+	}
+	if err := pause(ctx, 5*time.Second); err != nil { // what still has to be done after a start is done
+		return err
+	}
+	stopping := time.Now()
+	if err := s.stop(ctx); err != nil {
+		return fmt.Errorf("stop: %w", err)
+	}
+	rec.add("stop", time.Since(stopping).Seconds())
+	if err := pause(ctx, 2*time.Second); err != nil {
+		return err
+	}
+	if _, err := startOnce(ctx, s, h, rec, "again"); err != nil {
+		return fmt.Errorf("start with data: %w", err)
+	}
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// startOnce starts a side and records seconds under names that begin with what. It returns the client.
+func startOnce(ctx context.Context, s side, h *host, rec *recorder, what string) (kubernetes.Interface, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("not done after %s", startTimeout))
+	defer cancel()
+	before, err := h.cpuSeconds()
+	if err != nil {
+		return nil, err
+	}
+	st := &startup{t0: time.Now(), node: s.machine().Name(), pod: "bench-" + what, fresh: what == "fresh", events: make(chan watch.Event)}
+	if err := s.start(ctx); err != nil {
+		return nil, err
+	}
+	c, err := st.connect(ctx, s, h)
+	if err != nil {
+		return nil, err
+	}
+	if err := st.observe(ctx, c); err != nil {
+		return nil, fmt.Errorf("%w; so far: %s", err, st)
+	}
+	after, err := h.cpuSeconds()
+	rec.add(what+" readyz", st.ready.Sub(st.t0).Seconds())
+	rec.add(what+" node", st.nodeReady.Sub(st.t0).Seconds())
+	rec.add(what+" accepted", st.accepted.Sub(st.t0).Seconds())
+	rec.add(what+" pod", st.running.Sub(st.t0).Seconds())
+	rec.add(what+" cpu", after-before)
+	return c, err
+}
+
+// startup is what is seen of a start.
+type startup struct {
+	t0    time.Time
+	node  string
+	pod   string
+	fresh bool
+
+	ready, nodeReady, accepted, running time.Time
+
+	condition, alive bool // of the node: its condition is Ready, and it has been heard of since the start
+	events           chan watch.Event
+	createError      error
+}
+
+func (st *startup) String() string {
+	return fmt.Sprintf("readyz %v, node Ready %v (condition %t, heard of %t), pod accepted %v (last refusal: %v)",
+		!st.ready.IsZero(), !st.nodeReady.IsZero(), st.condition, st.alive, !st.accepted.IsZero(), st.createError)
+}
+
+// connect waits for the credentials; the API need not be there yet.
+func (st *startup) connect(ctx context.Context, s side, h *host) (kubernetes.Interface, error) {
+	for {
+		conf, err := s.config(h)
+		if err == nil {
+			conf.QPS = -1
+			conf.ContentType = runtime.ContentTypeProtobuf
+			return kubernetes.NewForConfig(rest.AddUserAgent(conf, "kedge-bench"))
+		}
+		if waited := pause(ctx, pollReady); waited != nil {
+			return nil, errors.Join(waited, err)
+		}
+	}
+}
+
+// observe watches the node, its lease and a pod, and asks for /readyz and for the pod until both are granted.
+func (st *startup) observe(ctx context.Context, c kubernetes.Interface) error {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{}, 3)
+	named := func(name string) metav1.ListOptions {
+		return metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()}
+	}
+	for _, open := range []func() (watch.Interface, error){
+		func() (watch.Interface, error) { return c.CoreV1().Nodes().Watch(ctx, named(st.node)) },
+		func() (watch.Interface, error) {
+			return c.CoordinationV1().Leases(corev1.NamespaceNodeLease).Watch(ctx, named(st.node))
+		},
+		func() (watch.Interface, error) {
+			return c.CoreV1().Pods(metav1.NamespaceDefault).Watch(ctx, named(st.pod))
+		},
+	} {
+		go func() { follow(ctx, open, st.events); done <- struct{}{} }()
+	}
+	defer func() {
+		cancel()
+		for range 3 {
+			<-done
+		}
+	}()
+	ready, create := time.NewTicker(pollReady), time.NewTicker(pollCreate)
+	defer ready.Stop()
+	defer create.Stop()
+	for st.ready.IsZero() || st.nodeReady.IsZero() || st.running.IsZero() {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case ev := <-st.events:
+			st.see(ev.Object, time.Now())
+		case <-ready.C:
+			if st.isReady(ctx, c) {
+				st.ready = time.Now()
+				ready.Stop()
+			}
+		case <-create.C:
+			if _, st.createError = c.CoreV1().Pods(metav1.NamespaceDefault).Create(ctx, pod(st.pod), metav1.CreateOptions{}); st.createError == nil {
+				st.accepted = time.Now()
+				create.Stop()
+			}
+		}
+	}
+	return nil
+}
+
+func (st *startup) isReady(ctx context.Context, c kubernetes.Interface) bool {
+	body, err := c.Discovery().RESTClient().Get().AbsPath("/readyz").MaxRetries(0).Timeout(time.Second).DoRaw(ctx)
+	return err == nil && string(body) == "ok"
+}
+
+// follow keeps a watch open from the moment on that the API grants one.
+func follow(ctx context.Context, open func() (watch.Interface, error), events chan<- watch.Event) {
+	for pause(ctx, pollReady) == nil {
+		w, err := open()
+		if err != nil {
+			continue
+		}
+		for ev := range w.ResultChan() {
+			select {
+			case events <- ev:
+			case <-ctx.Done():
+				w.Stop()
+				return
+			}
+		}
+	}
+}
+
+func (st *startup) see(object runtime.Object, now time.Time) {
+	// A stored condition says nothing after a restart until the node has been heard of again.
+	since := func(t time.Time) bool { return st.fresh || !t.Before(st.t0.Truncate(time.Second)) }
+	switch o := object.(type) {
+	case *corev1.Node:
+		for _, c := range o.Status.Conditions {
+			if c.Type == corev1.NodeReady {
+				st.condition = c.Status == corev1.ConditionTrue
+				st.alive = st.alive || st.condition && since(c.LastHeartbeatTime.Time)
+			}
+		}
+	case *coordination.Lease:
+		st.alive = st.alive || o.Spec.RenewTime != nil && since(o.Spec.RenewTime.Time)
+	case *corev1.Pod:
+		if o.Status.Phase == corev1.PodRunning && st.running.IsZero() {
+			st.running = now
+		}
+		return
+	}
+	switch {
+	case !st.condition || !st.alive:
+		if st.running.IsZero() {
+			st.nodeReady = time.Time{} // it was ready for a moment only
+		}
+	case st.nodeReady.IsZero():
+		st.nodeReady = now
+	}
+}
+
+func pod(name string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": "bench"}},
+		Spec: corev1.PodSpec{
+			TerminationGracePeriodSeconds: new(int64),
+			Containers:                    []corev1.Container{{Name: "pod", Image: podImage, ImagePullPolicy: corev1.PullNever}},
+		},
+	}
+}
