@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	coordination "k8s.io/api/coordination/v1"
@@ -64,7 +65,7 @@ func startOnce(ctx context.Context, s side, h *host, rec *recorder, what string)
 	if err != nil {
 		return nil, err
 	}
-	st := &startup{t0: time.Now(), node: s.machine().Name(), pod: "bench-" + what, fresh: what == "fresh", events: make(chan watch.Event)}
+	st := &startup{t0: time.Now(), node: s.machine().Name(), pod: "bench-" + what, fresh: what == "fresh"}
 	if err := s.start(ctx); err != nil {
 		return nil, err
 	}
@@ -93,14 +94,13 @@ type startup struct {
 
 	ready, nodeReady, accepted, running time.Time
 
-	condition, alive bool // of the node: its condition is Ready, and it has been heard of since the start
-	events           chan watch.Event
-	createError      error
+	condition, alive bool  // of the node: its condition is Ready, and it has been heard of since the start
+	refusal          error // of the pod, the last one
 }
 
 func (st *startup) String() string {
 	return fmt.Sprintf("readyz %v, node Ready %v (condition %t, heard of %t), pod accepted %v (last refusal: %v)",
-		!st.ready.IsZero(), !st.nodeReady.IsZero(), st.condition, st.alive, !st.accepted.IsZero(), st.createError)
+		!st.ready.IsZero(), !st.nodeReady.IsZero(), st.condition, st.alive, !st.accepted.IsZero(), st.refusal)
 }
 
 // connect waits for the credentials; the API need not be there yet.
@@ -118,13 +118,25 @@ func (st *startup) connect(ctx context.Context, s side, h *host) (kubernetes.Int
 	}
 }
 
+// seen is something observed, at the time when it was.
+type seen struct {
+	at     time.Time
+	object runtime.Object // from a watch
+	ready  bool           // /readyz said ok
+	asked  bool           // for the pod
+	err    error          // why the pod was refused
+}
+
 // observe watches the node, its lease and a pod, and asks for /readyz and for the pod until both are granted.
 func (st *startup) observe(ctx context.Context, c kubernetes.Interface) error {
 	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{}, 3)
+	events := make(chan seen)
 	named := func(name string) metav1.ListOptions {
 		return metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()}
 	}
+	var observers sync.WaitGroup
+	defer observers.Wait()
+	defer cancel()
 	for _, open := range []func() (watch.Interface, error){
 		func() (watch.Interface, error) { return c.CoreV1().Nodes().Watch(ctx, named(st.node)) },
 		func() (watch.Interface, error) {
@@ -134,45 +146,54 @@ func (st *startup) observe(ctx context.Context, c kubernetes.Interface) error {
 			return c.CoreV1().Pods(metav1.NamespaceDefault).Watch(ctx, named(st.pod))
 		},
 	} {
-		go func() { follow(ctx, open, st.events); done <- struct{}{} }()
+		observers.Go(func() { follow(ctx, open, events) })
 	}
-	defer func() {
-		cancel()
-		for range 3 {
-			<-done
-		}
-	}()
-	ready, create := time.NewTicker(pollReady), time.NewTicker(pollCreate)
-	defer ready.Stop()
-	defer create.Stop()
+	observers.Go(func() {
+		try(ctx, pollReady, events, func() (seen, bool) {
+			ok := isReady(ctx, c)
+			return seen{ready: ok}, ok
+		})
+	})
+	observers.Go(func() {
+		try(ctx, pollCreate, events, func() (seen, bool) {
+			err := createPod(ctx, c, st.pod)
+			return seen{asked: true, err: err}, err == nil
+		})
+	})
 	for st.ready.IsZero() || st.nodeReady.IsZero() || st.running.IsZero() {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case ev := <-st.events:
-			st.see(ev.Object, time.Now())
-		case <-ready.C:
-			if st.isReady(ctx, c) {
-				st.ready = time.Now()
-				ready.Stop()
-			}
-		case <-create.C:
-			if _, st.createError = c.CoreV1().Pods(metav1.NamespaceDefault).Create(ctx, pod(st.pod), metav1.CreateOptions{}); st.createError == nil {
-				st.accepted = time.Now()
-				create.Stop()
-			}
+		case ev := <-events:
+			st.see(ev)
 		}
 	}
 	return nil
 }
 
-func (st *startup) isReady(ctx context.Context, c kubernetes.Interface) bool {
+// try calls f until it succeeds, and hands on what it saw each time.
+func try(ctx context.Context, every time.Duration, events chan<- seen, f func() (seen, bool)) {
+	for pause(ctx, every) == nil {
+		ev, done := f()
+		ev.at = time.Now()
+		select {
+		case events <- ev:
+		case <-ctx.Done():
+			return
+		}
+		if done {
+			return
+		}
+	}
+}
+
+func isReady(ctx context.Context, c kubernetes.Interface) bool {
 	body, err := c.Discovery().RESTClient().Get().AbsPath("/readyz").MaxRetries(0).Timeout(time.Second).DoRaw(ctx)
 	return err == nil && string(body) == "ok"
 }
 
 // follow keeps a watch open from the moment on that the API grants one.
-func follow(ctx context.Context, open func() (watch.Interface, error), events chan<- watch.Event) {
+func follow(ctx context.Context, open func() (watch.Interface, error), events chan<- seen) {
 	for pause(ctx, pollReady) == nil {
 		w, err := open()
 		if err != nil {
@@ -180,7 +201,7 @@ func follow(ctx context.Context, open func() (watch.Interface, error), events ch
 		}
 		for ev := range w.ResultChan() {
 			select {
-			case events <- ev:
+			case events <- seen{at: time.Now(), object: ev.Object}:
 			case <-ctx.Done():
 				w.Stop()
 				return
@@ -189,25 +210,40 @@ func follow(ctx context.Context, open func() (watch.Interface, error), events ch
 	}
 }
 
-func (st *startup) see(object runtime.Object, now time.Time) {
-	// A stored condition says nothing after a restart until the node has been heard of again.
-	since := func(t time.Time) bool { return st.fresh || !t.Before(st.t0.Truncate(time.Second)) }
-	switch o := object.(type) {
+func (st *startup) see(ev seen) {
+	switch o := ev.object.(type) {
 	case *corev1.Node:
 		for _, c := range o.Status.Conditions {
 			if c.Type == corev1.NodeReady {
 				st.condition = c.Status == corev1.ConditionTrue
-				st.alive = st.alive || st.condition && since(c.LastHeartbeatTime.Time)
+				st.alive = st.alive || st.condition && st.since(c.LastHeartbeatTime.Time)
 			}
 		}
+		st.judge(ev.at)
 	case *coordination.Lease:
-		st.alive = st.alive || o.Spec.RenewTime != nil && since(o.Spec.RenewTime.Time)
+		st.alive = st.alive || o.Spec.RenewTime != nil && st.since(o.Spec.RenewTime.Time)
+		st.judge(ev.at)
 	case *corev1.Pod:
 		if o.Status.Phase == corev1.PodRunning && st.running.IsZero() {
-			st.running = now
+			st.running = ev.at
 		}
-		return
 	}
+	if ev.ready {
+		st.ready = ev.at
+	}
+	if ev.asked {
+		st.refusal = ev.err
+		if ev.err == nil {
+			st.accepted = ev.at
+		}
+	}
+}
+
+// since tells whether a time stored by the kubelet belongs to this start: after a restart, the old condition says nothing
+// until the node has been heard of again.
+func (st *startup) since(t time.Time) bool { return st.fresh || !t.Before(st.t0.Truncate(time.Second)) }
+
+func (st *startup) judge(now time.Time) {
 	switch {
 	case !st.condition || !st.alive:
 		if st.running.IsZero() {
@@ -218,12 +254,13 @@ func (st *startup) see(object runtime.Object, now time.Time) {
 	}
 }
 
-func pod(name string) *corev1.Pod {
-	return &corev1.Pod{
+func createPod(ctx context.Context, c kubernetes.Interface, name string) error {
+	_, err := c.CoreV1().Pods(metav1.NamespaceDefault).Create(ctx, &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": "bench"}},
 		Spec: corev1.PodSpec{
 			TerminationGracePeriodSeconds: new(int64),
 			Containers:                    []corev1.Container{{Name: "pod", Image: podImage, ImagePullPolicy: corev1.PullNever}},
 		},
-	}
+	}, metav1.CreateOptions{})
+	return err
 }
