@@ -29,10 +29,10 @@ unit: lint
 
 test: build unit
 	@echo '  TEST    scenarios'
-	@$(REPORT) -v -- -count 1 -p $(PARALLEL) -timeout 40m $(SCENARIOS)
+	@$(REPORT) -v -- -count 1 -parallel 4 -p $(PARALLEL) -timeout 40m $(SCENARIOS)
 
 scenario: build
-	@$(REPORT) -v -- -count 1 -timeout 40m $(if $(R),-run '$(R)') ./tests/$(S)
+	@$(REPORT) -v -- -count 1 -parallel 4 -timeout 40m $(if $(R),-run '$(R)') ./tests/$(S)
 
 lint: assets
 	@echo '  LINT    $(SOURCES)'

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +17,8 @@ import (
 	"github.com/coredns/caddy/caddyfile"
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -52,7 +55,7 @@ func checkCorefile(t *testing.T, cfg Config, upstreams []string, custom customCo
 	if err != nil {
 		t.Fatalf("%v in\n%s", err, text)
 	}
-	a := &attempt{server: s, dir: cfg.Dir}
+	a := &attempt{server: s, dir: custom.root(cfg.Dir)}
 	for _, b := range blocks {
 		a.blocks = append(a.blocks, b.Keys)
 	}
@@ -110,6 +113,33 @@ func TestCorefile(t *testing.T) {
 				t.Errorf("%s (-want +got):\n%s", golden, d)
 			}
 		})
+	}
+}
+
+// TestDocumentedExamples: what the user documentation shows is accepted.
+func TestDocumentedExamples(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/dns.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllSubmatch(doc, -1)
+	if len(examples) == 0 {
+		t.Fatal("no example found")
+	}
+	for _, example := range examples {
+		var cm corev1.ConfigMap
+		if err := yaml.UnmarshalStrict(example[1], &cm); err != nil {
+			t.Fatal(err)
+		}
+		if cm.Namespace != CustomNamespace || cm.Name != CustomName {
+			t.Errorf("ConfigMap %s/%s", cm.Namespace, cm.Name)
+		}
+		cfg := testConfig(t.TempDir())
+		custom, err := (customStore{dir: cfg.Dir}).stage(newCustomConfig(cm.Data, nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkCorefile(t, cfg, []string{"192.168.1.1:53"}, custom)
 	}
 }
 

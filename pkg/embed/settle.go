@@ -67,10 +67,14 @@ func (s *stager) sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	former, err := regexp.Compile(stageName)
+	if err != nil {
+		return err
+	}
 	var running *processes
 	for _, e := range entries {
 		dir := filepath.Join(s.base, e.Name())
-		if old, err := regexp.MatchString(stageName, e.Name()); err != nil || !old || !e.IsDir() || dir == s.dir {
+		if !former.MatchString(e.Name()) || !e.IsDir() || dir == s.dir {
 			continue
 		}
 		if running == nil {

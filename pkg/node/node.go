@@ -58,6 +58,7 @@ type Config struct {
 	ContainerdSocket string `json:"containerdSocket"`
 	RootDir          string `json:"rootDir"` // the kubelet's
 	RunDir           string `json:"runDir"`
+	DataDir          string `json:"dataDir"`
 	CNIConfDir       string `json:"cniConfDir"`
 	ResolvConf       string `json:"resolvConf,omitempty"` // of the host; empty: chosen
 
@@ -378,7 +379,7 @@ func (c Config) dnsConfig() dns.Config {
 		Kubeconfig:        c.Kubeconfig,
 		ResolvConf:        c.ResolvConf,
 		KubeletResolvConf: c.kubeletResolvConf(),
-		Dir:               filepath.Join(c.RunDir, "dns"),
+		Dir:               filepath.Join(c.DataDir, "dns"),
 	}
 }
 

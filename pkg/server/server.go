@@ -303,6 +303,7 @@ func (s *server) nodeConfig() node.Config {
 		ContainerdSocket: node.ContainerdConfig{State: s.containerdState()}.Socket(),
 		RootDir:          c.KubeletRootDir,
 		RunDir:           c.RunDir,
+		DataDir:          c.DataDir,
 		CNIConfDir:       s.cniConfDir(),
 		ResolvConf:       c.ResolvConf,
 		ClusterCIDR:      c.ClusterCIDR,

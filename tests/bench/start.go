@@ -23,7 +23,7 @@ const (
 	pollReady = 20 * time.Millisecond
 	// A refused pod costs the API server some milliseconds of the two cores that everything shares.
 	pollCreate   = 50 * time.Millisecond
-	startTimeout = 5 * time.Minute
+	startTimeout = 3 * time.Minute
 )
 
 // starts measures a start with nothing on the disk, and one with everything there, pods running.

@@ -158,7 +158,7 @@ func stockUnits(name, ip string) []unit {
 		// What flannel's CNI plugin delegates to. It is written when flannel is ready: the node would be Ready before its
 		// network otherwise, and the first pod would fail and wait for its back-off.
 		{Name: "cni", Once: true, After: subnet, Args: []string{"sh", "-ec", "[ ! -f /etc/cni/net.d/10-flannel.conflist ] || exit 0; . " + subnet +
-			"; mkdir -p /etc/cni/net.d; sed \"s#SUBNET#$FLANNEL_SUBNET#; s#MTU#$FLANNEL_MTU#\" /etc/cni/template >/etc/cni/net.d/.new; mv /etc/cni/net.d/.new /etc/cni/net.d/10-flannel.conflist"}},
+			"; mkdir -p /etc/cni/net.d; sed \"s#SUBNET#${FLANNEL_SUBNET%.*}.0/${FLANNEL_SUBNET#*/}#; s#MTU#$FLANNEL_MTU#\" /etc/cni/template >/etc/cni/net.d/.new; mv /etc/cni/net.d/.new /etc/cni/net.d/10-flannel.conflist"}},
 		{Name: "kube-proxy", After: ready, Env: []string{tools}, Args: []string{b("kube-proxy"), "--config=" + k("proxy.yaml"), "--hostname-override=" + name}},
 	}
 }

@@ -131,7 +131,7 @@ func (s *Server) ready(ctx context.Context) error {
 		return fmt.Errorf("the node's condition %q: %w", out, err)
 	}
 	if c.Status != "True" {
-		return fmt.Errorf("Ready is %s: %s", c.Status, c.Message)
+		return fmt.Errorf("condition Ready is %s: %s", c.Status, c.Message)
 	}
 	return nil
 }
