@@ -24,6 +24,7 @@ type host struct {
 	cpu    string // file with the processor time
 	scale  float64
 	pid    int // of the machine's PID 1
+	parent int // of that one, the test bed's too
 }
 
 // newHost finds the cgroups of a machine: the script machines says what they are called.
@@ -46,7 +47,8 @@ func newHost(bed *testbed.Bed, m *testbed.Machine) (*host, error) {
 	for _, pid := range pids {
 		if status(pid, "NSpid") == fmt.Sprintf("%d\t1", pid) {
 			h.pid = pid
-			return h, nil
+			h.parent, err = strconv.Atoi(status(pid, "PPid"))
+			return h, err
 		}
 	}
 	return nil, fmt.Errorf("no PID 1 among the processes of %s", h.cgroup)
@@ -98,7 +100,7 @@ type process struct {
 	name  string
 }
 
-// processes are all of the machine but the test bed's PID 1 and the stock side's stand-in for systemd.
+// processes are all of the machine but the test bed's own and the stock side's stand-in for systemd.
 func (h *host) processes() ([]process, error) {
 	pids, err := h.pids("cgroup.procs")
 	if err != nil {
@@ -112,7 +114,7 @@ func (h *host) processes() ([]process, error) {
 		}
 		arg0, _, _ := strings.Cut(string(cmdline), "\x00")
 		name := path.Base(arg0)
-		if pid == h.pid || status(pid, "PPid") == strconv.Itoa(h.pid) && name == "sleep" || arg0 == unitsBin {
+		if pid == h.pid || pid == h.parent || status(pid, "PPid") == strconv.Itoa(h.pid) && name == "sleep" || arg0 == unitsBin {
 			continue
 		}
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

@@ -31,7 +31,6 @@ type options struct {
 	output         string
 	settle, window time.Duration
 	xz             string
-	logs           string
 }
 
 func main() {
