@@ -21,18 +21,24 @@ SCENARIOS    = $(shell go list ./tests/... | grep -vE '/($(subst tests/,,$(subst
 # A cluster that starts needs most of two cores, and 1 GiB of memory.
 PARALLEL    ?= 2
 
-.PHONY: unit test scenario lint run dependencies clean-tests
+.PHONY: unit unit-tests test scenario scenarios lint run dependencies clean-tests
 
-unit: lint
-	@echo '  TEST    unit'
+unit: unit-tests lint
+
+unit-tests: assets
+	@echo "  TEST    unit"
 	@$(REPORT) -- -timeout 10m $(UNIT)
 
-test: build unit
-	@echo '  TEST    scenarios'
+scenarios: build
+	@echo "  TEST    scenarios"
 	@$(REPORT) -v -- -count 1 -parallel 4 -p $(PARALLEL) -timeout 40m $(SCENARIOS)
 
 scenario: build
 	@$(REPORT) -v -- -count 1 -parallel 4 -timeout 40m $(if $(R),-run '$(R)') ./tests/$(S)
+
+# All of it runs, also after a failure: one finding must not hide the others.
+test: build
+	@status=0; for t in unit-tests scenarios lint; do $(MAKE) --no-print-directory $$t || status=1; done; exit $$status
 
 lint: assets
 	@echo '  LINT    $(SOURCES)'

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 	cliflag "k8s.io/component-base/cli/flag"
 
+	"github.com/kedge-io/kedge/pkg/datastore"
 	"github.com/kedge-io/kedge/pkg/logging"
 )
 
@@ -74,7 +75,7 @@ type Files struct {
 func (c Config) apiserverFlags() []string {
 	f := c.Files
 	return flags(c.featureGates(), c.APIServerArgs,
-		"etcd-servers", "unix://"+c.EtcdSocket,
+		"etcd-servers", datastore.Endpoint(c.EtcdSocket),
 		"bind-address", c.BindAddress.String(),
 		"secure-port", fmt.Sprint(c.Port),
 		"advertise-address", c.AdvertiseAddress.String(),

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"net/url"
 	"os"
@@ -127,13 +126,4 @@ func etcdConfig(cfg Config, log *slog.Logger) (*embed.Config, error) {
 	// for a second instead of a tenth saves most of the idle writes and costs a longer replay after a crash (milliseconds).
 	ec.BackendBatchInterval = time.Second
 	return ec, nil
-}
-
-// Dial is for health checks of a member on socket: it says whether something listens there.
-func Dial(ctx context.Context, socket string) error {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	if err != nil {
-		return err
-	}
-	return conn.Close()
 }

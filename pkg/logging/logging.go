@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package logging gives every process of Kedge one log: slog on stderr, as text or JSON, and the loggers of the linked
-// projects (klog, zap, logrus, the standard log) led into it, each line with the component that wrote it.
+// projects (klog, zap, logrus) led into it.
 package logging
 
 import (
@@ -139,14 +139,14 @@ func (c zapCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 }
 func (zapCore) Sync() error { return nil }
 
-// Child sets up the logging of a child process of that name: its own logger and everything that is linked into it.
+// Child sets up the logging of a child process of that name: its own logger and everything that is linked into it. The lines say
+// which process wrote them, and add the component where the process has several.
 func Child(c Config, name string) (*slog.Logger, error) {
-	log := New(c)
+	log := New(c).With("process", name)
+	slog.SetDefault(log)
 	if err := Klog(log, c.Debug); err != nil {
 		return nil, err
 	}
-	log = log.With("component", name)
-	slog.SetDefault(log)
 	Logrus(log, c.Debug)
 	return log, nil
 }

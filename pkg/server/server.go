@@ -42,7 +42,7 @@ const (
 // Run starts a server and blocks until ctx ends and everything has stopped. What it refuses, it refuses before it writes.
 func Run(ctx context.Context, cfg *config.Server) error {
 	start := time.Now()
-	log := logging.New(logConfig(cfg)).With("component", "supervisor")
+	log := logging.New(logConfig(cfg))
 	notify := newNotifier(log)
 	s := &server{cfg: cfg, log: log, notify: notify, started: start}
 	if err := s.preflight(ctx); err != nil {

@@ -31,7 +31,7 @@ const podImage = "kedge.test/bench:1"
 type side interface {
 	machine() *testbed.Machine
 	// start starts the first process and returns at once.
-	start(ctx context.Context) error
+	start(ctx context.Context) (*testbed.Process, error)
 	// stop ends all processes but those of the pods and waits until they are gone.
 	stop(ctx context.Context) error
 	// config is for an administrator. It fails as long as the side has not made its credentials.
@@ -108,7 +108,10 @@ func newKedge(ctx context.Context, o options, bed *testbed.Bed, archive string, 
 
 func (k kedge) machine() *testbed.Machine { return k.Machine }
 
-func (k kedge) start(ctx context.Context) error { return k.Run(ctx) }
+func (k kedge) start(ctx context.Context) (*testbed.Process, error) {
+	err := k.Run(ctx)
+	return k.Process(), err
+}
 
 func (k kedge) stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)

@@ -65,9 +65,13 @@ func startOnce(ctx context.Context, s side, h *host, rec *recorder, what string)
 	if err != nil {
 		return nil, err
 	}
-	st := &startup{t0: time.Now(), node: s.machine().Name(), pod: "bench-" + what, fresh: what == "fresh"}
-	if err := s.start(ctx); err != nil {
+	p, err := s.start(ctx)
+	if err != nil {
 		return nil, err
+	}
+	st := &startup{node: s.machine().Name(), pod: "bench-" + what, fresh: what == "fresh"}
+	if st.t0, err = h.started(p.PID); err != nil {
+		return nil, fmt.Errorf("%w: see %s in the machine", err, p.Log)
 	}
 	c, err := st.connect(ctx, s, h)
 	if err != nil {

@@ -165,9 +165,9 @@ func stockUnits(name, ip string) []unit {
 
 func (s *stock) machine() *testbed.Machine { return s.m }
 
-func (s *stock) start(ctx context.Context) (err error) {
+func (s *stock) start(ctx context.Context) (p *testbed.Process, err error) {
 	s.proc, err = s.m.Spawn(ctx, "/var/log/units.log", unitsBin, "/etc/units.json")
-	return err
+	return s.proc, err
 }
 
 func (s *stock) stop(ctx context.Context) error {

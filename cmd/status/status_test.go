@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package status
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kedge-io/kedge/pkg/pki"
+	"github.com/kedge-io/kedge/pkg/server"
+	"github.com/kedge-io/kedge/pkg/supervise"
+)
+
+func TestWrite(t *testing.T) {
+	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	ended := now.Add(-90 * time.Second)
+	st := &server.Status{
+		Version: "v1", Node: "n1", PID: 7, Started: now.Add(-time.Hour),
+		Processes: []supervise.ProcessStatus{
+			{Name: "etcd", Restarts: 1, LastExit: "signal: killed", LastExitAt: &ended, Components: []supervise.Component{{Name: "etcd", State: supervise.Ready, Since: now.Add(-80 * time.Second)}}},
+			{Name: "node", Components: []supervise.Component{{Name: "kubelet", State: supervise.Waiting, Reason: "for the API and containerd", Since: now.Add(-time.Minute)}}},
+		},
+		Certificates: []pki.CertStatus{{Name: "client-ca", Warning: "ends in 300 days"}, {Name: "apiserver"}},
+	}
+	var out bytes.Buffer
+	if err := write(&out, st, now); err != nil {
+		t.Fatal(err)
+	}
+	want := `Kedge v1 on node n1: not ready, running for 60m (pid 7)
+
+PROCESS   COMPONENT   STATE     SINCE   RESTARTS   REMARK
+etcd      etcd        ready     80s     1          
+node      kubelet     waiting   60s     0          for the API and containerd
+
+etcd ended 90s ago: signal: killed
+certificate client-ca: ends in 300 days
+`
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
