@@ -45,6 +45,8 @@ type Config struct {
 	ServiceNodePortRange string       `json:"serviceNodePortRange"`
 	ClusterDomain        string       `json:"clusterDomain"`
 	ClusterDNS           netip.Addr   `json:"clusterDNS"`
+	// Single says that no other server is in the cluster: nothing has to be announced to others, again and again, on the disk.
+	Single bool `json:"single"`
 	// Disable lists the manifests that are not applied.
 	Disable []string `json:"disable,omitempty"`
 
@@ -74,7 +76,13 @@ type Files struct {
 // apiserverFlags is the command line that a separate kube-apiserver would get.
 func (c Config) apiserverFlags() []string {
 	f := c.Files
+	// The one server's address is written once. The lease reconciler writes it every ten seconds, so that others notice its end.
+	reconciler := "lease"
+	if c.Single {
+		reconciler = "master-count"
+	}
 	return flags(c.featureGates(), c.APIServerArgs,
+		"endpoint-reconciler-type", reconciler,
 		"etcd-servers", datastore.Endpoint(c.EtcdSocket),
 		"bind-address", c.BindAddress.String(),
 		"secure-port", fmt.Sprint(c.Port),
@@ -158,6 +166,10 @@ const featureGates = "feature-gates"
 // featureGates collects the gates that were set for any component: the process has one set, so all get the same.
 func (c Config) featureGates() []string {
 	var gates []string
+	if c.Single {
+		// Two more records that an API server renews every ten seconds for its peers.
+		gates = append(gates, "APIServerIdentity=false,UnknownVersionInteroperabilityProxy=false")
+	}
 	for _, arg := range slices.Concat(c.APIServerArgs, c.ControllerManagerArgs, c.SchedulerArgs) {
 		if key, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "="); key == featureGates && !slices.Contains(gates, value) {
 			gates = append(gates, value)

@@ -22,7 +22,7 @@ func testConfig() Config {
 		NodeName: "n1", EtcdSocket: "/run/kedge/etcd.sock", BindAddress: netip.MustParseAddr("0.0.0.0"), Port: 6443,
 		AdvertiseAddress: netip.MustParseAddr("192.0.2.1"), ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"),
 		ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"), ServiceNodePortRange: "30000-32767", ClusterDomain: "cluster.local",
-		ClusterDNS: netip.MustParseAddr("10.43.0.10"),
+		ClusterDNS: netip.MustParseAddr("10.43.0.10"), Single: true,
 		Files: Files{
 			ServerCA: "/pki/server-ca.crt", ServerCAKey: "/pki/server-ca.key", ClientCA: "/pki/client-ca.crt", ClientCAKey: "/pki/client-ca.key",
 			RequestHeaderCA: "/pki/request-header-ca.crt", APIServer: "/pki/apiserver.pem", KubeletClient: "/pki/apiserver-kubelet-client.pem",

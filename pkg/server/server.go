@@ -240,6 +240,7 @@ func (s *server) controlPlaneConfig() controlplane.Config {
 		ServiceNodePortRange:  c.ServiceNodePortRange.String(),
 		ClusterDomain:         c.ClusterDomain,
 		ClusterDNS:            c.ClusterDNS,
+		Single:                true, // joining servers are not there yet
 		Disable:               c.Disable,
 		APIServerArgs:         c.KubeAPIServerArgs,
 		ControllerManagerArgs: c.KubeControllerManagerArgs,

@@ -58,6 +58,7 @@ func compressed(ctx context.Context, o options, files []string) (int64, error) {
 	if b, err := os.ReadFile(memory); err == nil {
 		return strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
 	}
+	fmt.Println("xz, once for the same files; it takes some minutes")
 	cmd := exec.CommandContext(ctx, "nice", "xz", o.xz, "-T1", "-c")
 	in, err := cmd.StdinPipe()
 	if err != nil {
