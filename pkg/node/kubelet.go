@@ -122,6 +122,8 @@ func setKubelet(cfg Config, kc *kubeletconfig.KubeletConfiguration, fl *options.
 		kc.ShutdownGracePeriod = metav1.Duration{Duration: 30 * time.Second}
 		kc.ShutdownGracePeriodCriticalPods = metav1.Duration{Duration: 10 * time.Second}
 	}
+	// How long a node stays tainted after pressure is gone. Upstream's five minutes suit a cluster that has other nodes.
+	kc.EvictionPressureTransitionPeriod = metav1.Duration{Duration: time.Minute}
 	setDiskThresholds(kc, diskSize(cfg.RootDir))
 }
 

@@ -264,11 +264,11 @@ func (n *node) waitForContainerd(ctx context.Context) error {
 func (n *node) waitForNode(ctx context.Context, client kubernetes.Interface, cond func(*corev1.Node) bool) (*corev1.Node, error) {
 	only := fields.OneTermEqualSelector(metav1.ObjectNameField, n.cfg.Name).String()
 	lw := &cache.ListWatch{
-		ListFunc: func(o metav1.ListOptions) (runtime.Object, error) {
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = only
 			return client.CoreV1().Nodes().List(ctx, o)
 		},
-		WatchFunc: func(o metav1.ListOptions) (watch.Interface, error) {
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.FieldSelector = only
 			return client.CoreV1().Nodes().Watch(ctx, o)
 		},
