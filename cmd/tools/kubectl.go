@@ -14,6 +14,7 @@ import (
 	kubectl "k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubectl/pkg/cmd/util"
 
+	_ "github.com/kedge-io/kedge/cmd/tools/translations"
 	"github.com/kedge-io/kedge/pkg/config"
 )
 
