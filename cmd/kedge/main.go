@@ -20,6 +20,7 @@ import (
 	"github.com/kedge-io/kedge/cmd/server"
 	"github.com/kedge-io/kedge/cmd/status"
 	"github.com/kedge-io/kedge/cmd/tools"
+	_ "github.com/kedge-io/kedge/cmd/tools/translations" // before kubectl is initialised
 	"github.com/kedge-io/kedge/pkg/controlplane"
 	"github.com/kedge-io/kedge/pkg/datastore"
 	"github.com/kedge-io/kedge/pkg/logging"

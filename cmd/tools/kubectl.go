@@ -14,7 +14,6 @@ import (
 	kubectl "k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubectl/pkg/cmd/util"
 
-	_ "github.com/kedge-io/kedge/cmd/tools/translations"
 	"github.com/kedge-io/kedge/pkg/config"
 )
 

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -16,9 +15,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-)
 
-var update = flag.Bool("update", false, "write the golden files anew")
+	"github.com/kedge-io/kedge/tests/golden"
+)
 
 // TestGolden holds the text and the JSON of a report that has everything in it.
 func TestGolden(t *testing.T) {
@@ -53,19 +52,7 @@ func TestGolden(t *testing.T) {
 			if err := write(&got); err != nil {
 				t.Fatal(err)
 			}
-			path := filepath.Join("testdata", name)
-			if *update {
-				if err := os.WriteFile(path, got.Bytes(), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			golden, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(golden), got.String()); diff != "" {
-				t.Errorf("differs from %s (-update writes it anew):\n%s", path, diff)
-			}
+			golden.Compare(t, "testdata/"+name, got.String())
 		})
 	}
 	if !report.Failed() {

@@ -14,6 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/urfave/cli/v2"
+
+	"github.com/kedge-io/kedge/tests/golden"
 )
 
 // testMachine has two interfaces and a default route through the first.
@@ -91,7 +93,7 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "testdata/defaults.json", append(got, '\n'))
+	golden.Compare(t, "testdata/defaults.json", string(append(got, '\n')))
 
 	var back Server
 	if err := json.Unmarshal(got, &back); err != nil {

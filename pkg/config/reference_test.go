@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/kedge-io/kedge/tests/golden"
 )
 
 const (
@@ -27,7 +29,7 @@ func TestReference(t *testing.T) {
 	if !ok || !ok2 {
 		t.Fatalf("%s has lost the comments around the generated part", referencePath)
 	}
-	golden(t, referencePath, bytes.Join([][]byte{before, []byte(begin), optionTables(), []byte(end), after}, nil))
+	golden.Compare(t, referencePath, string(bytes.Join([][]byte{before, []byte(begin), optionTables(), []byte(end), after}, nil)))
 }
 
 func optionTables() []byte {

@@ -3,19 +3,13 @@
 package controlplane
 
 import (
-	"flag"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/kedge-io/kedge/manifests"
+	"github.com/kedge-io/kedge/tests/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 func testConfig() Config {
 	return Config{
@@ -32,29 +26,12 @@ func testConfig() Config {
 	}
 }
 
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	file := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s differs (-want +got); if that is meant: go test -update\n%s", file, diff)
-	}
-}
-
 func TestCommandLines(t *testing.T) {
 	c := testConfig()
 	c.APIServerArgs = []string{"audit-log-path=/a", "--feature-gates=A=true"}
 	c.SchedulerArgs = []string{"v=2", "feature-gates=A=true"}
 	c.ControllerManagerArgs = []string{"feature-gates=B=false"}
-	golden(t, "flags.txt", "kube-apiserver\n"+strings.Join(c.apiserverFlags(), "\n")+
+	golden.Compare(t, "testdata/flags.txt", "kube-apiserver\n"+strings.Join(c.apiserverFlags(), "\n")+
 		"\n\nkube-controller-manager\n"+strings.Join(c.controllerManagerFlags(), "\n")+
 		"\n\nkube-scheduler\n"+strings.Join(c.schedulerFlags(), "\n")+"\n")
 }
@@ -98,5 +75,5 @@ func TestManifests(t *testing.T) {
 			}
 		}
 	}
-	golden(t, "manifests.txt", got.String())
+	golden.Compare(t, "testdata/manifests.txt", got.String())
 }

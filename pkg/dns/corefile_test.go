@@ -4,10 +4,8 @@ package dns
 
 import (
 	"bytes"
-	"flag"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -19,9 +17,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
-)
 
-var update = flag.Bool("update", false, "write the golden files")
+	"github.com/kedge-io/kedge/tests/golden"
+)
 
 // upstreamDirectives is CoreDNS's own order, before registerDirectives replaces it.
 var upstreamDirectives = slices.Clone(dnsserver.Directives)
@@ -99,19 +97,7 @@ func TestCorefile(t *testing.T) {
 			}
 			text := checkCorefile(t, tt.cfg, tt.upstreams, custom)
 			got := strings.ReplaceAll(string(text), store.dir, "/d")
-			golden := filepath.Join("testdata", "Corefile."+tt.name)
-			if *update {
-				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if d := cmp.Diff(string(want), got); d != "" {
-				t.Errorf("%s (-want +got):\n%s", golden, d)
-			}
+			golden.Compare(t, "testdata/Corefile."+tt.name, got)
 		})
 	}
 }

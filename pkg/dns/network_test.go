@@ -5,11 +5,11 @@ package dns
 import (
 	"context"
 	"net/netip"
-	"os"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/knftables"
+
+	"github.com/kedge-io/kedge/tests/golden"
 )
 
 func TestNotrackRules(t *testing.T) {
@@ -23,19 +23,7 @@ func TestNotrackRules(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			golden := "testdata/notrack." + name
-			if *update {
-				if err := os.WriteFile(golden, []byte(fake.Dump()), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if d := cmp.Diff(string(want), fake.Dump()); d != "" {
-				t.Errorf("-want +got:\n%s", d)
-			}
+			golden.Compare(t, "testdata/notrack."+name, fake.Dump())
 		})
 	}
 }

@@ -3,21 +3,16 @@
 package node
 
 import (
-	"flag"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
 
 	"github.com/kedge-io/kedge/pkg/config"
+	"github.com/kedge-io/kedge/tests/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 func testConfig() Config {
 	return Config{
@@ -29,23 +24,6 @@ func testConfig() Config {
 	}
 }
 
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	file := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s differs (-want +got); if that is meant: go test -update\n%s", file, diff)
-	}
-}
-
 func TestConflist(t *testing.T) {
 	for name, mode := range map[string]config.ProxyMode{"conflist-nftables.json": config.ProxyNFTables, "conflist-iptables.json": config.ProxyIPTables} {
 		cfg := testConfig()
@@ -54,7 +32,7 @@ func TestConflist(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		golden(t, name, string(b)+"\n")
+		golden.Compare(t, "testdata/"+name, string(b)+"\n")
 	}
 }
 
@@ -67,7 +45,7 @@ func TestContainerdConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "containerd.toml", got)
+	golden.Compare(t, "testdata/containerd.toml", got)
 }
 
 func TestProxyFlags(t *testing.T) {
@@ -78,7 +56,7 @@ func TestProxyFlags(t *testing.T) {
 	got := slices.DeleteFunc(proxyFlags(cfg, config.ProxyNFTables), func(f string) bool {
 		return strings.HasPrefix(f, "--oom-score-adj=") || strings.HasPrefix(f, "--conntrack-")
 	})
-	golden(t, "proxy.txt", strings.Join(got, "\n")+"\n")
+	golden.Compare(t, "testdata/proxy.txt", strings.Join(got, "\n")+"\n")
 }
 
 func TestKubelet(t *testing.T) {

@@ -10,7 +10,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -31,9 +30,9 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	certutil "k8s.io/client-go/util/cert"
 	"k8s.io/client-go/util/keyutil"
-)
 
-var update = flag.Bool("update", false, "write golden files")
+	"github.com/kedge-io/kedge/tests/golden"
+)
 
 func testConfig(dir string) Config {
 	return Config{
@@ -92,23 +91,6 @@ func changed(before, after map[string]string) []string {
 	return out
 }
 
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s (-want +got, -update accepts):\n%s", path, diff)
-	}
-}
-
 func describe(name Name, cert *x509.Certificate, now time.Time) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s\n  subject: %s\n  issuer: %s\n", name, cert.Subject, cert.Issuer)
@@ -151,7 +133,7 @@ func TestCertificates(t *testing.T) {
 			t.Errorf("status %+v", s)
 		}
 	}
-	golden(t, "certificates.golden", b.String())
+	golden.Compare(t, "testdata/certificates.golden", b.String())
 	if ok := regexp.MustCompile(`^sha256:[0-9a-f]{64}$`).MatchString(p.CAHash()); !ok {
 		t.Errorf("CAHash %q", p.CAHash())
 	}
@@ -168,7 +150,7 @@ func TestKubeconfigs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "kubelet-client.kubeconfig.golden", strings.ReplaceAll(string(data), dir, "DIR"))
+	golden.Compare(t, "testdata/kubelet-client.kubeconfig.golden", strings.ReplaceAll(string(data), dir, "DIR"))
 	for _, name := range []Name{Admin, ControllerManager, Scheduler, KedgeController, KubeletClient} {
 		config, err := clientcmd.BuildConfigFromFlags("", p.KubeconfigFile(name))
 		if err != nil {

@@ -11,6 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/server/options/encryptionconfig"
 	"k8s.io/apiserver/pkg/storage/value"
+
+	"github.com/kedge-io/kedge/tests/golden"
 )
 
 func TestEncryptionConfig(t *testing.T) {
@@ -19,7 +21,7 @@ func TestEncryptionConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "encryption.golden", regexp.MustCompile(`secret: [A-Za-z0-9+/]{43}=\n`).ReplaceAllString(string(data), "secret: KEY\n"))
+	golden.Compare(t, "testdata/encryption.golden", regexp.MustCompile(`secret: [A-Za-z0-9+/]{43}=\n`).ReplaceAllString(string(data), "secret: KEY\n"))
 
 	// The API server's own code loads it, encrypts with it, and reads what was stored in the clear before.
 	config, err := encryptionconfig.LoadEncryptionConfig(t.Context(), path, false, "")

@@ -28,9 +28,9 @@ import (
 	"github.com/containerd/log"
 	"github.com/google/go-cmp/cmp"
 	"github.com/pelletier/go-toml/v2"
-)
 
-var update = flag.Bool("update", false, "write the golden files instead of comparing")
+	"github.com/kedge-io/kedge/tests/golden"
+)
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -64,19 +64,7 @@ func TestGolden(t *testing.T) {
 					t.Errorf("%s: %v", name, err)
 				}
 			}
-			goldenFile := strings.TrimSuffix(path, ".yaml") + ".golden"
-			if *update {
-				if err := os.WriteFile(goldenFile, []byte(got.String()), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(goldenFile)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got.String()); diff != "" {
-				t.Errorf("-want +got (go test -update writes the files):\n%s", diff)
-			}
+			golden.Compare(t, strings.TrimSuffix(path, ".yaml")+".golden", got.String())
 		})
 	}
 }
