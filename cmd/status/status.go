@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"k8s.io/apimachinery/pkg/util/duration"
 
+	"github.com/kedge-io/kedge/pkg/pki"
 	"github.com/kedge-io/kedge/pkg/server"
 )
 
@@ -70,10 +71,17 @@ func write(out io.Writer, st *server.Status, now time.Time) error {
 			fmt.Fprintf(out, "\n%s ended %s ago: %s", p.Name, duration.HumanDuration(now.Sub(*p.LastExitAt)), p.LastExit)
 		}
 	}
+	var next pki.CertStatus
 	for _, c := range st.Certificates {
 		if c.Warning != "" {
 			fmt.Fprintf(out, "\ncertificate %s: %s", c.Name, c.Warning)
 		}
+		if !c.RenewAt.IsZero() && (next.RenewAt.IsZero() || c.RenewAt.Before(next.RenewAt)) {
+			next = c
+		}
+	}
+	if next.Name != "" {
+		fmt.Fprintf(out, "\nnext certificate to be renewed: %s on %s (%d days left)", next.Name, next.RenewAt.Format(time.DateOnly), next.DaysLeft)
 	}
 	_, err := fmt.Fprintln(out)
 	return err

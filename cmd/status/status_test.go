@@ -23,7 +23,7 @@ func TestWrite(t *testing.T) {
 			{Name: "etcd", Restarts: 1, LastExit: "signal: killed", LastExitAt: &ended, Components: []supervise.Component{{Name: "etcd", State: supervise.Ready, Since: now.Add(-80 * time.Second)}}},
 			{Name: "node", Components: []supervise.Component{{Name: "kubelet", State: supervise.Waiting, Reason: "for the API and containerd", Since: now.Add(-time.Minute)}}},
 		},
-		Certificates: []pki.CertStatus{{Name: "client-ca", Warning: "ends in 300 days"}, {Name: "apiserver"}},
+		Certificates: []pki.CertStatus{{Name: "client-ca", Warning: "ends in 300 days"}, {Name: "apiserver", RenewAt: now.Add(240 * 24 * time.Hour), DaysLeft: 360}},
 	}
 	var out bytes.Buffer
 	if err := write(&out, st, now); err != nil {
@@ -37,6 +37,7 @@ node      kubelet     waiting   60s     0          for the API and containerd
 
 etcd ended 90s ago: signal: killed
 certificate client-ca: ends in 300 days
+next certificate to be renewed: apiserver on 2027-07-20 (360 days left)
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)

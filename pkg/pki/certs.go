@@ -88,15 +88,12 @@ func leafSpecs(cfg Config) []leafSpec {
 		{name: APIServerKubeletClient, ca: ClientCA, cn: UserAPIServer, usages: client},
 		{name: FrontProxyClient, ca: RequestHeaderCA, cn: UserFrontProxy, usages: client},
 		{name: Admin, ca: ClientCA, cn: UserAdmin, org: []string{GroupMasters}, usages: client},
-		{name: ControllerManager, ca: ClientCA, cn: "system:kube-controller-manager", usages: client},
-		{name: Scheduler, ca: ClientCA, cn: "system:kube-scheduler", usages: client},
 		{name: KedgeController, ca: ClientCA, cn: UserController, org: []string{GroupMasters}, usages: client},
 		{name: KubeletClient, ca: ClientCA, cn: node, org: []string{GroupNodes}, usages: client},
 		{name: KubeletServing, ca: ServerCA, cn: node, org: []string{GroupNodes}, usages: server,
 			dns: []string{cfg.NodeName}, ips: cfg.NodeIPs},
 		// etcd's peers present one certificate in both directions, and it checks a peer's address against it.
 		{name: EtcdPeer, ca: EtcdCA, cn: "etcd-peer", usages: both, dns: etcdNames, ips: local},
-		{name: Etcd, ca: EtcdCA, cn: "etcd", usages: both, dns: etcdNames, ips: local},
 	}
 	for i := range specs {
 		specs[i].dns = sortedNames(specs[i].dns)

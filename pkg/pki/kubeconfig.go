@@ -18,7 +18,7 @@ import (
 // contextName is the name of cluster and context in every kubeconfig.
 const contextName = "kedge"
 
-// KubeconfigFile is the path of the kubeconfig of a client certificate: ControllerManager, Scheduler, KedgeController,
+// KubeconfigFile is the path of the kubeconfig of a client certificate: KedgeController,
 // KubeletClient or Admin (empty if Config.AdminKubeconfigPath is).
 func (p *PKI) KubeconfigFile(n Name) string {
 	if n == Admin {
@@ -36,7 +36,7 @@ func (p *PKI) kubeconfigs(leaves []leaf) ([]file, error) {
 		cluster, user := clientcmdapi.NewCluster(), clientcmdapi.NewAuthInfo()
 		cluster.Server = "https://" + net.JoinHostPort(p.cfg.APIHost, strconv.Itoa(p.cfg.APIPort))
 		switch l.name {
-		case ControllerManager, Scheduler, KedgeController, KubeletClient:
+		case KedgeController, KubeletClient:
 			cluster.CertificateAuthority = p.CertFile(ServerCA)
 			user.ClientCertificate, user.ClientKey = p.CertFile(l.name), p.KeyFile(l.name)
 		case Admin:

@@ -43,13 +43,10 @@ const (
 	APIServerKubeletClient Name = "apiserver-kubelet-client"
 	FrontProxyClient       Name = "front-proxy-client"
 	Admin                  Name = "admin"
-	ControllerManager      Name = "controller-manager"
-	Scheduler              Name = "scheduler"
 	KedgeController        Name = "kedge-controller"
 	KubeletClient          Name = "kubelet-client"
 	KubeletServing         Name = "kubelet-serving"
 	EtcdPeer               Name = "etcd-peer"
-	Etcd                   Name = "etcd" // etcd's client port, and its clients
 )
 
 // Other secrets.

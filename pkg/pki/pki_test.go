@@ -151,7 +151,7 @@ func TestKubeconfigs(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden.Compare(t, "testdata/kubelet-client.kubeconfig.golden", strings.ReplaceAll(string(data), dir, "DIR"))
-	for _, name := range []Name{Admin, ControllerManager, Scheduler, KedgeController, KubeletClient} {
+	for _, name := range []Name{Admin, KedgeController, KubeletClient} {
 		config, err := clientcmd.BuildConfigFromFlags("", p.KubeconfigFile(name))
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
@@ -203,11 +203,11 @@ func TestReissueOnChange(t *testing.T) {
 	}{
 		"node IP": {
 			func(c *Config) { c.NodeIPs = []netip.Addr{netip.MustParseAddr("192.0.2.11")} },
-			[]string{"apiserver.pem", "etcd-peer.pem", "etcd.pem", "kubelet-serving.pem"},
+			[]string{"apiserver.pem", "etcd-peer.pem", "kubelet-serving.pem"},
 		},
 		"node name": {
 			func(c *Config) { c.NodeName = "node2" },
-			[]string{"apiserver.pem", "etcd-peer.pem", "etcd.pem", "kubelet-client.pem", "kubelet-serving.pem"},
+			[]string{"apiserver.pem", "etcd-peer.pem", "kubelet-client.pem", "kubelet-serving.pem"},
 		},
 		"SAN":            {func(c *Config) { c.ExtraSANs = []string{"*.example.org"} }, []string{"apiserver.pem"}},
 		"no SAN":         {func(c *Config) { c.ExtraSANs = nil }, []string{"apiserver.pem"}},
@@ -217,8 +217,8 @@ func TestReissueOnChange(t *testing.T) {
 		},
 		"port": {
 			func(c *Config) { c.APIPort = 7443 },
-			[]string{"../etc/kubeconfig.yaml", "controller-manager.kubeconfig", "kedge-controller.kubeconfig",
-				"kubelet-client.kubeconfig", "scheduler.kubeconfig"},
+			[]string{"../etc/kubeconfig.yaml", "kedge-controller.kubeconfig",
+				"kubelet-client.kubeconfig"},
 		},
 	}
 	for name, test := range tests {
@@ -315,7 +315,7 @@ func TestDamage(t *testing.T) {
 		{"admin.pem", "lost", remove, nil, []string{"../etc/kubeconfig.yaml", "admin.pem"}},
 		{"../etc/kubeconfig.yaml", "lost", remove, nil, []string{"../etc/kubeconfig.yaml"}},
 		{"../etc/kubeconfig.yaml", "empty", empty, nil, []string{"../etc/kubeconfig.yaml"}},
-		{"scheduler.kubeconfig", "lost", remove, nil, []string{"scheduler.kubeconfig"}},
+		{"kubelet-client.kubeconfig", "lost", remove, nil, []string{"kubelet-client.kubeconfig"}},
 		{"service-account.key", "lost", remove, nil, []string{"service-account.key"}},
 		// A CA's certificate can be made anew for its key; everything it has signed stays valid.
 		{"client-ca.crt", "lost", remove, nil, []string{"client-ca.crt"}},
@@ -382,11 +382,11 @@ func TestReplaceAuthority(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := mustEnsure(t, cfg)
-	want := []string{"etcd-ca.crt", "etcd-ca.key", "etcd-peer.pem", "etcd.pem"}
+	want := []string{"etcd-ca.crt", "etcd-ca.key", "etcd-peer.pem"}
 	if diff := cmp.Diff(want, changed(before, snapshot(t, cfg.Dir))); diff != "" {
 		t.Errorf("changed files (-want +got):\n%s", diff)
 	}
-	handshake(t, p, Etcd, Etcd, EtcdCA, EtcdCA, "localhost")
+	handshake(t, p, EtcdPeer, EtcdPeer, EtcdCA, EtcdCA, "localhost")
 }
 
 func TestInterruptedFirstStart(t *testing.T) {
@@ -569,13 +569,12 @@ func TestHandshakes(t *testing.T) {
 	}{
 		{APIServer, Admin, ServerCA, ClientCA, "127.0.0.1"},
 		{APIServer, KubeletClient, ServerCA, ClientCA, "::1"},
-		{APIServer, Scheduler, ServerCA, ClientCA, "kubernetes.default.svc.cluster.local"},
+		{APIServer, KedgeController, ServerCA, ClientCA, "kubernetes.default.svc.cluster.local"},
 		{APIServer, KedgeController, ServerCA, ClientCA, "10.43.0.1"},
-		{APIServer, ControllerManager, ServerCA, ClientCA, "kedge.example.org"},
+		{APIServer, Admin, ServerCA, ClientCA, "kedge.example.org"},
 		{KubeletServing, APIServerKubeletClient, ServerCA, ClientCA, "192.0.2.10"},
 		{APIServer, FrontProxyClient, ServerCA, RequestHeaderCA, "localhost"},
 		{EtcdPeer, EtcdPeer, EtcdCA, EtcdCA, "2001:db8::10"},
-		{Etcd, Etcd, EtcdCA, EtcdCA, "localhost"},
 	} {
 		t.Run(fmt.Sprintf("%s to %s as %s", test.client, test.server, test.as), func(t *testing.T) {
 			handshake(t, p, test.server, test.client, test.serverCA, test.clientCA, test.as)

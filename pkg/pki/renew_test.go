@@ -158,7 +158,7 @@ func TestRunRepairsAndRetries(t *testing.T) {
 		cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 		p := mustEnsure(t, cfg)
 		defer start(t, p)()
-		path := p.CertFile(Scheduler)
+		path := p.CertFile(KubeletServing)
 		// A directory in the place of a file: cannot be read, cannot be replaced.
 		if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o700)); err != nil {
 			t.Fatal(err)
