@@ -98,8 +98,8 @@ func (p *plane) afterAPIServer(ctx context.Context, group *errgroup.Group, child
 	for _, c := range []string{ComponentScheduler, ComponentControllerManager, ComponentManifests} {
 		child.Report(c, supervise.Waiting, "for the API")
 	}
-	if err := waitFor(ctx, client, "/livez/ping"); err != nil {
-		return err
+	if err := supervise.Poll(ctx, func() error { return healthy(ctx, client, "/livez/ping") }); err != nil {
+		return nil // the process is stopping
 	}
 	// Nodes wait for their rules: first things first.
 	group.Go(func() error { return p.applyManifests(ctx, clientConfig, child, log) })
@@ -118,8 +118,8 @@ func (p *plane) afterAPIServer(ctx context.Context, group *errgroup.Group, child
 		return ended(ctx, ComponentControllerManager)
 	})
 	group.Go(func() error { p.labelNode(ctx, client); return nil })
-	if err := waitFor(ctx, client, "/healthz"); err != nil {
-		return err
+	if err := supervise.Poll(ctx, func() error { return healthy(ctx, client, "/healthz") }); err != nil {
+		return nil
 	}
 	child.Report(ComponentAPIServer, supervise.Ready, "")
 	return p.watchHealth(ctx, client, child)
@@ -176,20 +176,6 @@ func (t noHealthWait) RoundTrip(r *http.Request) (*http.Response, error) {
 		r.URL.Path = "/livez/ping"
 	}
 	return t.RoundTripper.RoundTrip(r)
-}
-
-// waitFor polls a health path of the API server until it answers 200.
-func waitFor(ctx context.Context, client kubernetes.Interface, path string) error {
-	for {
-		if healthy(ctx, client, path) == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
 }
 
 func healthy(ctx context.Context, client kubernetes.Interface, path string) error {

@@ -185,21 +185,21 @@ func prepareImages(ctx context.Context, cfg ContainerdConfig, child *supervise.C
 }
 
 // dialContainerd waits until containerd answers.
-func dialContainerd(ctx context.Context, socket string) (*containerd.Client, error) {
-	for {
-		if _, err := os.Stat(socket); err == nil {
-			client, err := containerd.New(socket, containerd.WithDefaultNamespace("k8s.io"), containerd.WithTimeout(time.Second))
-			if err == nil {
-				if ok, serving := client.IsServing(ctx); serving == nil && ok {
-					return client, nil
-				}
-				client.Close()
-			}
+func dialContainerd(ctx context.Context, socket string) (client *containerd.Client, err error) {
+	err = supervise.Poll(ctx, func() error {
+		if _, err := os.Stat(socket); err != nil {
+			return err
 		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(20 * time.Millisecond):
+		c, err := containerd.New(socket, containerd.WithDefaultNamespace("k8s.io"), containerd.WithTimeout(time.Second))
+		if err != nil {
+			return err
 		}
-	}
+		if serving, err := c.IsServing(ctx); err != nil || !serving {
+			c.Close()
+			return errors.Join(err, errors.New("containerd is not serving yet"))
+		}
+		client = c
+		return nil
+	})
+	return client, err
 }

@@ -234,7 +234,7 @@ func (n *node) waitForAPI(ctx context.Context) (kubernetes.Interface, error) {
 	if err != nil {
 		return nil, err
 	}
-	return client, poll(ctx, 20*time.Millisecond, func() error {
+	return client, supervise.Poll(ctx, func() error {
 		err := client.Discovery().RESTClient().Get().AbsPath("/livez/ping").Timeout(5 * time.Second).Do(ctx).Error()
 		if apierrors.IsForbidden(err) {
 			return nil // an answer: on a first start the rules that let nodes ask this come later than the node may register
@@ -246,7 +246,7 @@ func (n *node) waitForAPI(ctx context.Context) (kubernetes.Interface, error) {
 // waitForRules blocks until this node may read what kube-proxy and flannel watch. On a cluster's first start the rule appears a
 // moment after the API does, and a watch that is refused once is tried again after a second or two only.
 func (n *node) waitForRules(ctx context.Context, client kubernetes.Interface) error {
-	return poll(ctx, 20*time.Millisecond, func() error {
+	return supervise.Poll(ctx, func() error {
 		_, err := client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll).List(ctx, metav1.ListOptions{Limit: 1, ResourceVersion: "0"})
 		return err
 	})
@@ -318,19 +318,20 @@ func (n *node) watchDNS(ctx context.Context) { n.watch(ctx, ComponentDNS, "", n.
 
 // watch reports a part's state from a probe: often until it is ready for the first time, then every 15 seconds.
 func (n *node) watch(ctx context.Context, name, remark string, probe func() error) {
-	interval := 50 * time.Millisecond
+	ready, interval := false, 50*time.Millisecond
 	for {
 		switch err := probe(); {
 		case ctx.Err() != nil:
 			return
 		case err == nil:
 			n.child.Report(name, supervise.Ready, remark)
-			interval = 15 * time.Second
-		case interval > time.Second:
+			ready, interval = true, 15*time.Second
+		case ready:
 			n.child.Report(name, supervise.Failed, err.Error())
 			interval = 5 * time.Second
 		default:
 			n.child.Report(name, supervise.Running, err.Error())
+			interval = min(interval*5/4, 5*time.Second)
 		}
 		select {
 		case <-ctx.Done():
@@ -354,18 +355,6 @@ func httpOK(ctx context.Context, url string) error {
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s says %s", url, res.Status)
-	}
-	return nil
-}
-
-// poll calls f until it succeeds or ctx ends.
-func poll(ctx context.Context, interval time.Duration, f func() error) error {
-	for f() != nil {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(interval):
-		}
 	}
 	return nil
 }

@@ -3,6 +3,7 @@
 package supervise
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -61,6 +62,19 @@ func (c *Child) Report(component string, state State, reason string) {
 	if _, err := c.pipe.Write(append(b, '\n')); err != nil {
 		c.closed = true // the supervisor is gone, and this process with it
 	}
+}
+
+// Poll calls f until it succeeds or ctx ends, and returns ctx's error then. It waits 20 ms in between at first, as a start is
+// made of such waits, and a fiftieth of the time it has taken so far later on, a second at the most.
+func Poll(ctx context.Context, f func() error) error {
+	for start := time.Now(); f() != nil; {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(min(max(time.Since(start)/50, 20*time.Millisecond), time.Second)):
+		}
+	}
+	return nil
 }
 
 // gcPercent is what a running process collects garbage by: a third more CPU time for the collector than Go's default of 100, for a

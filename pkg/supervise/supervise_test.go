@@ -17,6 +17,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -254,6 +255,29 @@ func TestChildrenDieWithSupervisor(t *testing.T) {
 func zombie(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err != nil || strings.Contains(string(b), ") Z ")
+}
+
+func TestPoll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start, calls := time.Now(), 0
+		if err := Poll(t.Context(), func() error {
+			if calls++; time.Since(start) < 10*time.Minute {
+				return errors.New("not yet")
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		// 20 ms for the first second, then a growing pause, then a second each.
+		if late := time.Since(start) - 10*time.Minute; late > time.Second || calls < 600 || calls > 900 {
+			t.Errorf("%d calls in ten minutes, success noticed %v late", calls, late)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := Poll(ctx, func() error { return errors.New("never") }); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+	})
 }
 
 func TestChildEnv(t *testing.T) {
