@@ -56,13 +56,12 @@ func Run(ctx context.Context, cfg *config.Server) error {
 	log.Info("starting", "version", version.Version, "node", cfg.NodeName, "address", cfg.NodeIP, "addressReason", cfg.NodeIPReason, "dataDir", cfg.DataDir)
 
 	// The files are staged while the keys are made and etcd and the control plane start, which do not need them.
-	s.stage = sync.OnceValues(func() (*embed.Tree, error) { return embed.Stage(ctx, cfg.DataDir, log) })
-	go s.stage() //nolint:errcheck // the processes that need it ask again and get the error
+	go s.stage(ctx) //nolint:errcheck // the processes that need it ask again and get the error
 	if s.pki, err = pki.Ensure(ctx, s.pkiConfig()); err != nil {
 		return err
 	}
 	s.supervisor = &supervise.Supervisor{
-		Processes: s.processes(),
+		Processes: s.processes(ctx),
 		StopOrder: []string{nodeProcess, controlPlane, etcd, containerd},
 		Changed:   s.changed,
 		Logger:    log,
@@ -90,12 +89,32 @@ type server struct {
 	log        *slog.Logger
 	notify     *notifier
 	started    time.Time
-	stage      func() (*embed.Tree, error)
 	pki        *pki.PKI
 	supervisor *supervise.Supervisor
 
 	mu    sync.Mutex
 	ready bool
+
+	staging sync.Mutex
+	tree    *embed.Tree
+}
+
+// stage unpacks what is embedded, once; after a failure (a full disk) the next caller tries again.
+func (s *server) stage(ctx context.Context) (*embed.Tree, error) {
+	s.staging.Lock()
+	defer s.staging.Unlock()
+	if s.tree == nil {
+		tree, err := embed.Stage(ctx, s.cfg.DataDir, s.log)
+		if err != nil {
+			return nil, err
+		}
+		// The children call nft, iptables, ipset and conntrack by name: the staged ones come first.
+		if err := os.Setenv("PATH", tree.Dir+":"+os.Getenv("PATH")); err != nil {
+			return nil, err
+		}
+		s.tree = tree
+	}
+	return s.tree, nil
 }
 
 // preflight refuses what cannot work before anything is written: the machine, then the arguments for components.
@@ -120,7 +139,7 @@ func (s *server) settle(ctx context.Context) {
 		return
 	case <-time.After(time.Minute):
 	}
-	stage, err := s.stage()
+	stage, err := s.stage(ctx)
 	if err == nil {
 		err = stage.Settle(ctx)
 	}
@@ -147,7 +166,7 @@ func CheckOptions(c *config.Server) check.Options {
 }
 
 // processes describes the children in the order of their start. None waits for another to start: each waits for what it needs.
-func (s *server) processes() []*supervise.Process {
+func (s *server) processes(ctx context.Context) []*supervise.Process {
 	process := func(name string, stop time.Duration, components []string, config func() (any, error)) *supervise.Process {
 		return &supervise.Process{Name: name, RunDir: s.cfg.RunDir, StopTimeout: stop, Components: components, Config: config}
 	}
@@ -155,19 +174,17 @@ func (s *server) processes() []*supervise.Process {
 		process(etcd, 10*time.Second, []string{datastore.Component}, func() (any, error) { return s.etcdConfig(), nil }),
 		process(controlPlane, 10*time.Second, controlplane.Components(), func() (any, error) { return s.controlPlaneConfig(), nil }),
 		process(containerd, 10*time.Second, []string{node.ComponentContainerd}, func() (any, error) {
-			stage, err := s.stage()
+			stage, err := s.stage(ctx)
 			if err != nil {
 				return nil, err
 			}
 			return s.containerdConfig(stage)
 		}),
-		// It calls nft, iptables, ipset and conntrack by name: the staged ones come first.
 		process(nodeProcess, 10*time.Second, s.nodeConfig().Components(), func() (any, error) {
-			stage, err := s.stage()
-			if err != nil {
+			if _, err := s.stage(ctx); err != nil {
 				return nil, err
 			}
-			return s.nodeConfig(), os.Setenv("PATH", stage.Dir+":"+os.Getenv("PATH"))
+			return s.nodeConfig(), nil
 		}),
 	}
 }
