@@ -2,7 +2,7 @@
 
 // Package controlplane runs the [controlplane] process: API server, scheduler and controller manager, and Kedge's own
 // controllers. They are upstream's, started through their options and not through their commands, whose signal handlers,
-// logging set-up and exits assume that the process is theirs (docs/decisions/0002-processes.md).
+// logging set-up and exits assume that the process is theirs (docs/decisions/processes.md).
 package controlplane
 
 import (

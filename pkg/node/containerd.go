@@ -74,8 +74,9 @@ type ContainerdConfig struct {
 	// Root keeps images and snapshots, State sockets and mounts of running containers.
 	Root  string `json:"root"`
 	State string `json:"state"`
-	// BinDir has the shim and runc, CNIBinDir the CNI plugins.
-	BinDir      string `json:"binDir"`
+	// Runc and Shim are programs; CNIBinDir holds the CNI plugins.
+	Runc        string `json:"runc"`
+	Shim        string `json:"shim"`
 	CNIBinDir   string `json:"cniBinDir"`
 	CNIConfDir  string `json:"cniConfDir"`
 	Snapshotter string `json:"snapshotter"`

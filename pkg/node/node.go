@@ -63,7 +63,6 @@ type Config struct {
 	ResolvConf       string `json:"resolvConf,omitempty"` // of the host; empty: chosen
 
 	ClusterCIDR   netip.Prefix       `json:"clusterCIDR"`
-	ServiceCIDR   netip.Prefix       `json:"serviceCIDR"`
 	ClusterDNS    netip.Addr         `json:"clusterDNS"`
 	ClusterDomain string             `json:"clusterDomain"`
 	ProxyMode     config.ProxyMode   `json:"proxyMode"` // empty: no kube-proxy

@@ -19,7 +19,7 @@ func testConfig() Config {
 		Name: "n1", Address: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Labels: []string{"disk=ssd"}, Taints: []string{"a=b:NoSchedule"},
 		Kubeconfig: "/pki/kubelet-client.kubeconfig", ServingCert: "/pki/kubelet-serving.pem", ClientCA: "/pki/client-ca.crt",
 		ContainerdSocket: "/run/kedge/containerd/containerd.sock", RootDir: "/var/lib/kubelet", RunDir: "/run/kedge", DataDir: "/var/lib/kedge",
-		CNIConfDir: "/run/kedge/cni/net.d", ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"),
+		CNIConfDir: "/run/kedge/cni/net.d", ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"),
 		ClusterDNS: netip.MustParseAddr("10.43.0.10"), ClusterDomain: "cluster.local", ProxyMode: config.ProxyNFTables, Backend: config.FlannelVXLAN, DNS: true,
 	}
 }
@@ -38,7 +38,7 @@ func TestConflist(t *testing.T) {
 
 func TestContainerdConfig(t *testing.T) {
 	got, err := renderContainerdConfig(ContainerdConfig{
-		Root: "/var/lib/kedge/containerd", State: "/run/kedge/containerd", BinDir: "/b", CNIBinDir: "/b/cni", CNIConfDir: "/run/kedge/cni/net.d",
+		Root: "/var/lib/kedge/containerd", State: "/run/kedge/containerd", Runc: "/b/runc", Shim: "/b/containerd-shim-runc-v2", CNIBinDir: "/b/cni", CNIConfDir: "/run/kedge/cni/net.d",
 		Snapshotter: "overlayfs", CertsDir: "/run/kedge/registries", PauseImage: "kedge.io/pause:1.0", SystemdCgroup: true,
 		RegistryConfig: "[plugins.'io.containerd.cri.v1.images'.registry.configs.\"r:5000\".auth]\nusername = 'u'\n",
 	})
