@@ -28,7 +28,7 @@ func Command() *cli.Command {
 		Description: "Probes the machine and shows for everything that is wrong what was found and what to type.\n" +
 			"It goes by the configuration of `kedge server` and takes the same flags. Nothing is changed.\n" +
 			"Exit status: 1 when something failed, 0 otherwise, also with warnings.",
-		Flags:  append(own, config.Flags()...),
+		Flags:  append(own, config.Flags(config.RoleServer)...),
 		Action: run,
 	}
 }
@@ -42,7 +42,7 @@ func run(c *cli.Context) error {
 		return fmt.Errorf("unexpected argument %q: only flags are accepted", c.Args().First())
 	}
 	var o check.Options
-	if cfg, err := config.Load(c); err != nil {
+	if cfg, err := config.Load(c, config.RoleServer); err != nil {
 		o.ConfigErr = err
 		o.DataDir = c.String("data-dir") // empty if it was not given
 	} else {

@@ -12,15 +12,20 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/kedge-io/kedge/cmd/agent"
 	"github.com/kedge-io/kedge/cmd/check"
+	nodecmd "github.com/kedge-io/kedge/cmd/node"
 	"github.com/kedge-io/kedge/cmd/server"
 	"github.com/kedge-io/kedge/cmd/status"
+	"github.com/kedge-io/kedge/cmd/token"
 	"github.com/kedge-io/kedge/cmd/tools"
 	_ "github.com/kedge-io/kedge/cmd/tools/translations" // before kubectl is initialised
+	machine "github.com/kedge-io/kedge/pkg/agent"
 	"github.com/kedge-io/kedge/pkg/controlplane"
 	"github.com/kedge-io/kedge/pkg/datastore"
 	"github.com/kedge-io/kedge/pkg/logging"
@@ -31,7 +36,12 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := run(ctx, os.Args); err != nil {
+	err := run(ctx, os.Args)
+	if errors.Is(err, machine.ErrRestart) {
+		// In place: for the service manager, it is the same process.
+		err = syscall.Exec("/proc/self/exe", os.Args, os.Environ())
+	}
+	if err != nil {
 		var exit cli.ExitCoder
 		if errors.As(err, &exit) {
 			if text := exit.Error(); text != "" {
@@ -55,9 +65,10 @@ func run(ctx context.Context, args []string) error {
 		return tools.Ctr(ctx, args[1:])
 	}
 	app := &cli.App{
-		Name:                   "kedge",
-		Usage:                  "Kubernetes in one binary, for edge machines and home labs",
-		Commands:               append([]*cli.Command{server.Command(), status.Command(), check.Command()}, tools.Commands()...),
+		Name:  "kedge",
+		Usage: "Kubernetes in one binary, for edge machines and home labs",
+		Commands: slices.Concat([]*cli.Command{server.Command(), agent.Command(), token.Command()}, nodecmd.Commands(),
+			[]*cli.Command{status.Command(), check.Command()}, tools.Commands()),
 		Suggest:                true,
 		HideVersion:            true,
 		EnableBashCompletion:   true,

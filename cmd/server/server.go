@@ -15,12 +15,13 @@ func Command() *cli.Command {
 	return &cli.Command{
 		Name:  "server",
 		Usage: "run a server: control plane and node",
-		Description: "Options come from /etc/kedge/config.yaml, then /etc/kedge/config.yaml.d/*.yaml, then KEDGE_* variables, then flags.\n" +
+		Description: "Without --server it makes a cluster; with --server and --token it joins one. Either happens once: later starts go on as they were.\n" +
+			"Options come from /etc/kedge/config.yaml, then /etc/kedge/config.yaml.d/*.yaml, then KEDGE_* variables, then flags.\n" +
 			"Keys of the files are the names of the flags.",
-		Flags:        config.Flags(),
+		Flags:        config.Flags(config.RoleServer),
 		OnUsageError: config.UsageError,
 		Action: func(c *cli.Context) error {
-			cfg, err := config.Load(c)
+			cfg, err := config.Load(c, config.RoleServer)
 			if err != nil {
 				return err
 			}

@@ -13,8 +13,8 @@ import (
 	"github.com/urfave/cli/v2"
 	"k8s.io/apimachinery/pkg/util/duration"
 
+	"github.com/kedge-io/kedge/pkg/agent"
 	"github.com/kedge-io/kedge/pkg/pki"
-	"github.com/kedge-io/kedge/pkg/server"
 )
 
 // Command shows what the server of this machine is doing. It exits with 0 when all is ready, with 1 when the server does not
@@ -25,10 +25,10 @@ func Command() *cli.Command {
 		Usage: "show each component: its state, since when, restarts, and why it is not ready",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT`: text or json", Value: "text"},
-			&cli.StringFlag{Name: "run-dir", Usage: "`DIR` of the server's sockets", Value: server.DefaultRunDir, Hidden: true},
+			&cli.StringFlag{Name: "run-dir", Usage: "`DIR` of the server's sockets", Value: agent.DefaultRunDir, Hidden: true},
 		},
 		Action: func(c *cli.Context) error {
-			st, err := server.GetStatus(c.Context, c.String("run-dir"))
+			st, err := agent.GetStatus(c.Context, c.String("run-dir"))
 			if err != nil {
 				return err
 			}
@@ -50,12 +50,17 @@ func Command() *cli.Command {
 	}
 }
 
-func write(out io.Writer, st *server.Status, now time.Time) error {
+func write(out io.Writer, st *agent.Status, now time.Time) error {
 	state := "ready"
 	if !st.Ready {
 		state = "not ready"
 	}
-	fmt.Fprintf(out, "Kedge %s on node %s: %s, running for %s (pid %d)\n\n", st.Version, st.Node, state, duration.HumanDuration(now.Sub(st.Started)), st.PID)
+	fmt.Fprintf(out, "Kedge %s on %s %s: %s, running for %s (pid %d)\n", st.Version, st.Role, st.Node, state, duration.HumanDuration(now.Sub(st.Started)), st.PID)
+	if st.Phase != "" {
+		_, err := fmt.Fprintln(out, st.Phase)
+		return err
+	}
+	fmt.Fprintln(out)
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(w, "PROCESS\tCOMPONENT\tSTATE\tSINCE\tRESTARTS\tREMARK")
 	for _, p := range st.Processes {
@@ -64,6 +69,9 @@ func write(out io.Writer, st *server.Status, now time.Time) error {
 		}
 	}
 	if err := w.Flush(); err != nil {
+		return err
+	}
+	if err := writeServers(out, st); err != nil {
 		return err
 	}
 	for _, p := range st.Processes {
@@ -85,4 +93,26 @@ func write(out io.Writer, st *server.Status, now time.Time) error {
 	}
 	_, err := fmt.Fprintln(out)
 	return err
+}
+
+func writeServers(out io.Writer, st *agent.Status) error {
+	if len(st.APIServers) == 0 {
+		return nil
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(w, "\nAPI SERVER\tSTATE\tCONNECTIONS\tREMARK")
+	for _, s := range st.APIServers {
+		state, remark := "healthy", s.Reason
+		if !s.Healthy {
+			state = "unhealthy"
+		}
+		if s.Active {
+			state += ", in use"
+		}
+		if s.Local && remark == "" {
+			remark = "on this machine"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\n", s.Address, state, s.Connections, remark)
+	}
+	return w.Flush()
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package agent
 
 import (
 	"context"
@@ -17,26 +17,26 @@ import (
 const registriesInterval = 5 * time.Second
 
 // certsDir is containerd's registry configuration, which it reads at each pull.
-func (s *server) certsDir() string { return filepath.Join(s.cfg.RunDir, "registries") }
+func (m *Machine) certsDir() string { return filepath.Join(m.cfg.RunDir, "registries") }
 
 // writeRegistries brings registries.yaml into the form that containerd reads. It returns the credentials, which are part of
 // containerd's own configuration.
-func (s *server) writeRegistries() (auth string, err error) {
-	cfg, err := registries.Load(s.cfg.PrivateRegistry)
+func (m *Machine) writeRegistries() (auth string, err error) {
+	cfg, err := registries.Load(m.cfg.PrivateRegistry)
 	if err != nil {
 		return "", err
 	}
-	if _, err := cfg.Write(s.certsDir()); err != nil {
+	if _, err := cfg.Write(m.certsDir()); err != nil {
 		return "", err
 	}
 	return string(cfg.AuthTOML()), nil
 }
 
 // watchRegistries takes up changes of registries.yaml while the server runs. A file that cannot be read changes nothing.
-func (s *server) watchRegistries(ctx context.Context) {
-	version := fileVersion(s.cfg.PrivateRegistry)
+func (m *Machine) watchRegistries(ctx context.Context) {
+	version := fileVersion(m.cfg.PrivateRegistry)
 	auth := ""
-	if cfg, err := registries.Load(s.cfg.PrivateRegistry); err == nil {
+	if cfg, err := registries.Load(m.cfg.PrivateRegistry); err == nil {
 		auth = string(cfg.AuthTOML())
 	}
 	for {
@@ -45,13 +45,13 @@ func (s *server) watchRegistries(ctx context.Context) {
 			return
 		case <-time.After(registriesInterval):
 		}
-		now := fileVersion(s.cfg.PrivateRegistry)
+		now := fileVersion(m.cfg.PrivateRegistry)
 		if now == version {
 			continue
 		}
 		version = now
-		log := s.log.With("component", "registries", "file", s.cfg.PrivateRegistry)
-		newAuth, err := s.writeRegistries()
+		log := m.log.With("component", "registries", "file", m.cfg.PrivateRegistry)
+		newAuth, err := m.writeRegistries()
 		if err != nil {
 			log.Error("change not taken over, the former configuration stays in use", "error", err)
 			continue
@@ -59,7 +59,7 @@ func (s *server) watchRegistries(ctx context.Context) {
 		log.Info("change taken over")
 		if newAuth != auth {
 			auth = newAuth
-			err = s.supervisor.Restart(containerd, "it reads credentials of registries only when it starts")
+			err = m.supervisor.Restart(Containerd, "it reads credentials of registries only when it starts")
 		}
 		if err != nil {
 			log.Error("restart of containerd", "error", err)

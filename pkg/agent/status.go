@@ -1,23 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package server
+package agent
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	"log/slog"
 
+	"github.com/kedge-io/kedge/pkg/apilb"
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/pki"
 	"github.com/kedge-io/kedge/pkg/supervise"
@@ -28,26 +32,64 @@ import (
 type Status struct {
 	Version      string                    `json:"version"`
 	Node         string                    `json:"node"`
+	Role         config.Role               `json:"role"`
 	PID          int                       `json:"pid"`
 	Started      time.Time                 `json:"started"`
-	Ready        bool                      `json:"ready"` // every component is
+	Ready        bool                      `json:"ready"`           // every component is
+	Phase        string                    `json:"phase,omitempty"` // what it waits for before its processes start
 	Processes    []supervise.ProcessStatus `json:"processes"`
+	APIServers   []apilb.Server            `json:"apiServers"` // as the load balancer of this machine sees them
 	Certificates []pki.CertStatus          `json:"certificates"`
 }
 
 // SocketPath is where a server with that run directory answers status requests, for root only.
 func SocketPath(runDir string) string { return filepath.Join(runDir, "kedge.sock") }
 
-// GetStatus asks the server of this machine. It works while the API is down. An error that wraps ErrNotRunning says that no
-// server answers.
+// GetStatus asks the Kedge of this machine. It works while the API is down. An error that wraps ErrNotRunning says that none
+// answers.
 func GetStatus(ctx context.Context, runDir string) (*Status, error) {
-	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	body, err := ask(ctx, runDir, http.MethodGet, "/status")
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	var st Status
+	if err := json.NewDecoder(body).Decode(&st); err != nil {
+		return nil, fmt.Errorf("answer of kedge: %w", err)
+	}
+	return &st, nil
+}
+
+// Leave has the Kedge of this machine leave its cluster and writes what it says.
+func Leave(ctx context.Context, runDir string, force bool, out io.Writer) error {
+	body, err := ask(ctx, runDir, http.MethodPost, "/leave?force="+strconv.FormatBool(force))
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	for lines := bufio.NewScanner(body); lines.Scan(); {
+		if lines.Text() == "ok" {
+			return nil
+		}
+		if text, failed := strings.CutPrefix(lines.Text(), "error: "); failed {
+			return errors.New(text)
+		}
+		fmt.Fprintln(out, lines.Text())
+	}
+	return errors.New("kedge ended in the middle of it: see its log, and `kedge node remove` on a server")
+}
+
+// ask sends a request to the supervisor's socket.
+func ask(ctx context.Context, runDir, method, path string) (io.ReadCloser, error) {
+	client := http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", SocketPath(runDir))
 		},
+		DisableKeepAlives: true,
 	}}
-	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://kedge/status", nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://kedge"+path, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -60,22 +102,17 @@ func GetStatus(ctx context.Context, runDir string) (*Status, error) {
 	case err != nil:
 		return nil, err
 	}
-	defer res.Body.Close()
-	var st Status
-	if err := json.NewDecoder(res.Body).Decode(&st); err != nil {
-		return nil, fmt.Errorf("answer of the server: %w", err)
-	}
-	return &st, nil
+	return res.Body, nil
 }
 
 // ErrNotRunning is returned by GetStatus.
-var ErrNotRunning = errors.New("kedge is not running on this machine: start it with `kedge server` or `systemctl start kedge`")
+var ErrNotRunning = errors.New("kedge is not running on this machine: start it with `kedge server`, `kedge agent` or `systemctl start kedge`")
 
 // DefaultRunDir is where GetStatus looks unless told otherwise.
 const DefaultRunDir = config.DefaultRunDir
 
-func (s *server) serveStatus(ctx context.Context) error {
-	path := SocketPath(s.cfg.RunDir)
+func (m *Machine) serveStatus(ctx context.Context) error {
+	path := SocketPath(m.cfg.RunDir)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -86,15 +123,23 @@ func (s *server) serveStatus(ctx context.Context) error {
 	if err := os.Chmod(path, 0o600); err != nil {
 		return err
 	}
-	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		if err := json.NewEncoder(w).Encode(s.status()); err != nil {
-			s.log.Debug("status request", "error", err)
+		if err := json.NewEncoder(w).Encode(m.status()); err != nil {
+			m.log.Debug("status request", "error", err)
 		}
-	})}
+	})
+	mux.HandleFunc("POST /leave", m.serveLeave)
+	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: mux}
 	go func() {
 		<-ctx.Done()
-		srv.Close()
+		// Who asked to leave gets to hear how it ended.
+		wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if srv.Shutdown(wait) != nil {
+			srv.Close()
+		}
 	}()
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("status socket: %w", err)
@@ -102,16 +147,21 @@ func (s *server) serveStatus(ctx context.Context) error {
 	return nil
 }
 
-func (s *server) status() Status {
+func (m *Machine) status() Status {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	st := Status{
-		Version:      version.Version,
-		Node:         s.cfg.NodeName,
-		PID:          os.Getpid(),
-		Started:      s.started,
-		Processes:    s.supervisor.Status(),
-		Certificates: s.pki.Status(),
+		Version: version.Version,
+		Node:    m.cfg.NodeName,
+		Role:    m.cfg.Role,
+		PID:     os.Getpid(),
+		Started: m.started,
+		Phase:   m.phase,
 	}
-	st.Ready = notReady(st.Processes) == ""
+	if m.supervisor != nil {
+		st.Processes, st.APIServers, st.Certificates = m.supervisor.Status(), m.balancer.Servers(), m.Certificates()
+		st.Ready = notReady(st.Processes) == ""
+	}
 	return st
 }
 
@@ -129,18 +179,27 @@ func notReady(processes []supervise.ProcessStatus) string {
 }
 
 // changed tells the service manager and, once, the operator.
-func (s *server) changed() {
-	missing := notReady(s.supervisor.Status())
+func (m *Machine) changed() {
+	processes := m.supervisor.Status()
+	if m.OnChange != nil {
+		m.OnChange(processes)
+	}
+	missing := notReady(processes)
 	if missing != "" {
-		s.notify.status(missing)
+		m.notify.status(missing)
 		return
 	}
-	s.notify.ready()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.ready {
-		s.ready = true
-		s.log.Info("ready: try `kedge kubectl get nodes`", "took", time.Since(s.started).Round(time.Millisecond), "kubeconfig", s.cfg.WriteKubeconfig)
+	m.notify.ready()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.ready {
+		m.ready = true
+		attrs := []any{"took", time.Since(m.started).Round(time.Millisecond)}
+		text := "ready"
+		if m.cfg.Role == config.RoleServer {
+			text, attrs = "ready: try `kedge kubectl get nodes`", append(attrs, "kubeconfig", m.cfg.WriteKubeconfig)
+		}
+		m.log.Info(text, attrs...)
 	}
 }
 

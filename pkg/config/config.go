@@ -1,26 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package config holds the typed configuration of `kedge server`: what every option is called, where its value may
+// Package config holds the typed configuration of `kedge server` and `kedge agent`: what every option is called, where its value may
 // come from (file < environment < flag) and what is accepted. Everything that can be refused is refused here, before
 // anything is written to the machine.
 package config
 
 import (
+	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
-// Server is the complete, validated configuration of a server. Load fills every field, defaults included, so that
-// nobody else has to know a default. It survives a round trip through JSON, which is how the supervisor hands it to
-// its child processes.
-type Server struct {
+// Config is the complete, validated configuration of a server or an agent. Load fills every field, defaults included, so that
+// nobody else has to know a default. It survives a round trip through JSON.
+type Config struct {
+	Role    Role   `json:"role"`     // what was started: kedge server or kedge agent
 	Config  string `json:"config"`   // the configuration file that was looked for, default /etc/kedge/config.yaml
 	DataDir string `json:"data-dir"` // absolute; default /var/lib/kedge
 	RunDir  string `json:"run-dir"`  // absolute; sockets and generated files, default /run/kedge
+
+	// Server is the URL of a server of the cluster to join, https://HOST:PORT; empty: this server makes a cluster.
+	Server         string        `json:"server,omitempty"`
+	Token          string        `json:"token,omitempty"`            // join token, or an operator's own for the whole cluster; secret
+	TokenFile      string        `json:"token-file,omitempty"`       // absolute; holds the token, read when it is needed
+	AgentToken     string        `json:"agent-token,omitempty"`      // an operator's own token that lets in agents only; secret
+	AgentTokenFile string        `json:"agent-token-file,omitempty"` // absolute
+	JoinTimeout    time.Duration `json:"join-timeout"`               // how long to try to join; 0: for ever
+	LBServerPort   int           `json:"lb-server-port"`             // of the API load balancer on loopback, default 6444
+	ClusterReset   bool          `json:"cluster-reset"`              // make this server the only member of the datastore and end
+	DisableAgent   bool          `json:"disable-agent"`              // no kubelet: this server is no node
+	DisableEtcd    bool          `json:"disable-etcd"`               // no datastore member here: use the other servers'
+	DisableControl bool          `json:"disable-control-plane"`      // no API server here: a datastore member only
+	EgressMode     EgressMode    `json:"egress-selector-mode"`       // default auto
+	Datastore      Datastore     `json:"datastore"`                  // an etcd that is not Kedge's
 
 	NodeName string `json:"node-name"` // lower-case RFC 1123 subdomain; default: the host name, lower-cased
 	// NodeIP holds one address, or one of each family; the first is of the cluster's family. Never empty.
@@ -36,19 +54,12 @@ type Server struct {
 	// AdvertiseAddress is where pods and other nodes reach this API server; default: the first of NodeIP.
 	AdvertiseAddress netip.Addr `json:"advertise-address"`
 
-	ClusterCIDR          netip.Prefix `json:"cluster-cidr"`            // pods; masked; default 10.42.0.0/16
-	ServiceCIDR          netip.Prefix `json:"service-cidr"`            // services; masked; default 10.43.0.0/16
-	ClusterDNS           netip.Addr   `json:"cluster-dns"`             // default: the tenth address of ServiceCIDR
-	ClusterDomain        string       `json:"cluster-domain"`          // no trailing dot; default cluster.local
-	ServiceNodePortRange PortRange    `json:"service-node-port-range"` // default 30000-32767
+	Cluster // what all nodes of the cluster agree on
 
 	WriteKubeconfig     string      `json:"write-kubeconfig"`      // absolute; default /etc/kedge/kubeconfig.yaml
 	WriteKubeconfigMode fs.FileMode `json:"write-kubeconfig-mode"` // permission bits, default 0600
 
-	Disable          []string    `json:"disable"`            // packaged components that are left out: see Component…
 	DisableKubeProxy bool        `json:"disable-kube-proxy"` // nothing serves the service addresses on this node
-	ProxyMode        ProxyMode   `json:"proxy-mode"`         // default auto
-	FlannelBackend   FlannelMode `json:"flannel-backend"`    // default vxlan
 	FlannelIface     string      `json:"flannel-iface"`      // interface name; default empty: the one that has NodeIP
 	ResolvConf       string      `json:"resolv-conf"`        // absolute; default empty: chosen by the node
 	PrivateRegistry  string      `json:"private-registry"`   // absolute; default /etc/kedge/registries.yaml
@@ -64,13 +75,69 @@ type Server struct {
 	KubeletArgs               Args `json:"kubelet-arg"`
 	KubeProxyArgs             Args `json:"kube-proxy-arg"`
 	EtcdArgs                  Args `json:"etcd-arg"`
+
+	// Given says where the values of those options come from that are not defaults, by the option's name.
+	Given map[string]string `json:"given"`
+}
+
+// Role of a machine in the cluster.
+type Role string
+
+// The roles.
+const (
+	RoleServer Role = "server"
+	RoleAgent  Role = "agent"
+)
+
+// Datastore is an etcd that the operator runs. The zero value stands for Kedge's own.
+type Datastore struct {
+	Endpoints []string `json:"endpoints,omitempty"` // https://HOST:PORT
+	CAFile    string   `json:"cafile,omitempty"`    // absolute
+	CertFile  string   `json:"certfile,omitempty"`  // absolute; client certificate
+	KeyFile   string   `json:"keyfile,omitempty"`   // absolute
+}
+
+// External says that the datastore is not Kedge's own.
+func (d Datastore) External() bool { return len(d.Endpoints) > 0 }
+
+// HasEtcd says whether a member of Kedge's datastore runs here.
+func (s *Config) HasEtcd() bool {
+	return s.Role == RoleServer && !s.DisableEtcd && !s.Datastore.External()
+}
+
+// HasControlPlane says whether an API server runs here.
+func (s *Config) HasControlPlane() bool { return s.Role == RoleServer && !s.DisableControl }
+
+// HasNode says whether pods can run here.
+func (s *Config) HasNode() bool { return !s.DisableAgent }
+
+// TokenText gives the token, from the file if it was given as one.
+func (s *Config) TokenText() (string, error) { return tokenText("token-file", s.Token, s.TokenFile) }
+
+// AgentTokenText gives the operator's token for agents.
+func (s *Config) AgentTokenText() (string, error) {
+	return tokenText("agent-token-file", s.AgentToken, s.AgentTokenFile)
+}
+
+func tokenText(option, text, file string) (string, error) {
+	if file == "" {
+		return text, nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", option, err)
+	}
+	if text = strings.TrimSpace(string(b)); text == "" {
+		return "", fmt.Errorf("%s: %s is empty", option, file)
+	}
+	return text, nil
 }
 
 // Disabled says whether a packaged component was left out with --disable.
-func (s *Server) Disabled(component string) bool { return slices.Contains(s.Disable, component) }
+func (s *Config) Disabled(component string) bool { return slices.Contains(s.Disable, component) }
 
 // PKIDir is where keys and certificates are kept.
-func (s *Server) PKIDir() string { return filepath.Join(s.DataDir, "pki") }
+func (s *Config) PKIDir() string { return filepath.Join(s.DataDir, "pki") }
 
 // ComponentCoreDNS is the cluster DNS, as --disable calls it.
 const ComponentCoreDNS = "coredns"
@@ -94,6 +161,17 @@ const (
 	FlannelVXLAN  FlannelMode = "vxlan"
 	FlannelHostGW FlannelMode = "host-gw"
 	FlannelNone   FlannelMode = "none"
+)
+
+// EgressMode is how API servers reach kubelets and pods.
+type EgressMode string
+
+// The values of --egress-selector-mode. EgressAuto connects directly and, where that fails, through the tunnel that the node
+// has opened.
+const (
+	EgressAuto   EgressMode = "auto"
+	EgressDirect EgressMode = "direct"
+	EgressTunnel EgressMode = "tunnel"
 )
 
 // Snapshotter is how containerd puts image layers together.

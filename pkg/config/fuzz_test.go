@@ -20,10 +20,10 @@ func FuzzFile(f *testing.F) {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		read := func() (*Server, error) {
+		read := func() (*Config, error) {
 			values := fileValues{}
 			errs := []error{values.parse("FILE", data)}
-			s := &Server{}
+			s := &Config{}
 			for _, o := range options() {
 				if given := values[o.name]; len(given) > 0 {
 					errs = append(errs, o.set(s, given))
@@ -49,7 +49,7 @@ func FuzzEnvironmentList(f *testing.F) {
 	for _, text := range []string{"a,b", `a\,b,c`, `\`, `,`, `\\,`, " a , b "} {
 		f.Add(text)
 	}
-	o := componentArgs("kubelet", func(s *Server) *Args { return &s.KubeletArgs })
+	o := componentArgs("kubelet", func(s *Config) *Args { return &s.KubeletArgs })
 	f.Fuzz(func(t *testing.T, text string) {
 		values := o.envValues(text)
 		if want := strings.Count(text, ",") - strings.Count(text, `\,`) + 1; len(values) != want {

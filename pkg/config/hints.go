@@ -4,6 +4,7 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -50,34 +51,35 @@ func unknownName(what, given, name string, format func(*option) string) error {
 	return fmt.Errorf("unknown %s %q, did you mean %q?", what, given, format(best))
 }
 
-// UsageError explains a command line that could not be parsed. It is meant as the OnUsageError of `kedge server`.
+// UsageError explains a command line that could not be parsed. It is meant as the OnUsageError of `kedge server` and `kedge agent`.
 func UsageError(_ *cli.Context, err error, _ bool) error {
 	name, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: ")
 	if !ok {
 		return err
 	}
 	name = strings.TrimLeft(name, "-")
+	if slices.ContainsFunc(options(), func(o *option) bool { return o.name == name }) {
+		return fmt.Errorf("--%s is for servers only; an agent takes what it needs from the cluster, leave it out", name)
+	}
 	return unknownName("flag", "--"+name, name, func(o *option) string { return "--" + o.name })
 }
 
 // optionHint answers those who bring an option from k3s that Kedge does not have. A name that ends in "*" is a prefix.
 func optionHint(name string) string {
 	for _, answer := range []struct{ names, hint string }{
-		{"token token-file agent-token agent-token-file server cluster-reset* node-external-ip system-default-registry " +
+		{"cluster-reset-restore-path node-external-ip system-default-registry " +
 			"embedded-registry servicelb-namespace default-local-storage-path disable-default-registry-endpoint selinux " +
 			"flannel-ipv6-masq flannel-external-ip etcd-s3* etcd-snapshot* etcd-disable-snapshots vpn-auth*",
 			"not in this version of Kedge"},
-		{"datastore-* kine-*", "Kedge keeps its data in its own etcd; other datastores are not supported"},
+		{"kine-*", "Kedge keeps its data in etcd, its own or another (datastore-endpoint)"},
 		{"cluster-init", "Kedge always uses etcd; leave it out"},
 		{"secrets-encryption prefer-bundled-bin tls-san-security", "Kedge always does this; leave it out"},
 		{"docker container-runtime-endpoint image-service-endpoint", "Kedge runs pods with its own containerd only"},
 		{"disable-network-policy", "this version of Kedge has no NetworkPolicy controller; leave it out"},
 		{"disable-cloud-controller kube-cloud-controller*", "Kedge has no cloud controller; leave it out"},
 		{"disable-helm-controller helm-job-image", "Kedge has no Helm controller; leave it out"},
-		{"disable-scheduler disable-apiserver disable-controller-manager disable-etcd",
-			"a Kedge server runs the whole control plane; leave it out"},
-		{"disable-agent", "a Kedge server is a node too; to keep pods away use node-taint node-role.kubernetes.io/control-plane:NoSchedule"},
-		{"egress-selector-mode lb-server-port", "Kedge does not need it; leave it out"},
+		{"disable-scheduler disable-apiserver disable-controller-manager",
+			"API server, scheduler and controllers go together; for a server with the datastore only use disable-control-plane"},
 		{"advertise-port", "the port is https-listen-port"},
 		{"write-kubeconfig-group", "the kubeconfig belongs to root; see write-kubeconfig-mode"},
 		{"kube-controller-arg", "use kube-controller-manager-arg"},

@@ -13,14 +13,14 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// Load puts the configuration of `kedge server` together: defaults < file < file.d/*.yaml < KEDGE_ variables < flags.
+// Load puts the configuration of `kedge server` or `kedge agent` together: defaults < file < file.d/*.yaml < KEDGE_ variables < flags.
 // A later source replaces the value of an earlier one, lists too. The error names everything that is wrong, one
 // problem a line, each with its source. errors.Is(err, ErrNoNodeAddress) says that the network may just not be up yet.
-func Load(c *cli.Context) (*Server, error) {
-	return load(c, os.Environ(), thisMachine)
+func Load(c *cli.Context, role Role) (*Config, error) {
+	return load(c, role, os.Environ(), thisMachine)
 }
 
-func load(c *cli.Context, environ []string, look func() (machine, error)) (*Server, error) {
+func load(c *cli.Context, role Role, environ []string, look func() (machine, error)) (*Config, error) {
 	if c.Args().Present() {
 		return nil, fmt.Errorf("unexpected argument %q: only flags are accepted (a switch is written --debug or --debug=true)", c.Args().First())
 	}
@@ -33,15 +33,25 @@ func load(c *cli.Context, environ []string, look func() (machine, error)) (*Serv
 		errs = append(errs, files.readFiles(path, mustExist))
 	}
 
-	s := &Server{}
+	s := &Config{Role: role, Given: map[string]string{}}
 	sources := map[string]string{}
 	for _, o := range options() {
-		values := o.flagValues(c)
+		var values []value
+		if role == RoleServer || !o.servers {
+			values = o.flagValues(c)
+		}
 		if values == nil {
 			values = env[o.name]
 		}
 		if values == nil {
 			values = files[o.name]
+		}
+		if len(values) > 0 {
+			s.Given[o.name] = values[len(values)-1].source
+			if role == RoleAgent && o.servers {
+				errs = append(errs, fmt.Errorf("%s: is for servers only; an agent takes what it needs from the cluster, leave it out", s.Given[o.name]))
+				continue
+			}
 		}
 		if values == nil && o.def != "" {
 			values = []value{{o.def, "default of " + o.name}}

@@ -46,7 +46,7 @@ type input struct {
 }
 
 // run loads a configuration through a real command line. Paths in errors are shortened to be relative.
-func (in input) run(t *testing.T, look func() (machine, error)) (*Server, error) {
+func (in input) run(t *testing.T, look func() (machine, error)) (*Config, error) {
 	t.Helper()
 	dir := t.TempDir()
 	for name, text := range in.files {
@@ -62,11 +62,11 @@ func (in input) run(t *testing.T, look func() (machine, error)) (*Server, error)
 	if _, ok := in.files["config.yaml"]; ok {
 		env = append(env, "KEDGE_CONFIG="+filepath.Join(dir, "config.yaml"))
 	}
-	var s *Server
+	var s *Config
 	app := &cli.App{Name: "kedge", Writer: t.Output(), ErrWriter: t.Output(), ExitErrHandler: func(*cli.Context, error) {},
-		Commands: []*cli.Command{{Name: "server", Flags: Flags(), OnUsageError: UsageError, Action: func(c *cli.Context) error {
+		Commands: []*cli.Command{{Name: "server", Flags: Flags(RoleServer), OnUsageError: UsageError, Action: func(c *cli.Context) error {
 			var err error
-			s, err = load(c, env, look)
+			s, err = load(c, RoleServer, env, look)
 			return err
 		}}}}
 	err := app.Run(append([]string{"kedge", "server"}, in.args...))
@@ -95,7 +95,7 @@ func TestDefaults(t *testing.T) {
 	}
 	golden.Compare(t, "testdata/defaults.json", string(append(got, '\n')))
 
-	var back Server
+	var back Config
 	if err := json.Unmarshal(got, &back); err != nil {
 		t.Fatal(err)
 	}
@@ -109,63 +109,63 @@ func TestSources(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		in   input
-		get  func(*Server) any
+		get  func(*Config) any
 		want any
 	}{
 		{"file beats default", input{files: map[string]string{"config.yaml": "cluster-domain: from.file"}},
-			func(s *Server) any { return s.ClusterDomain }, "from.file"},
+			func(s *Config) any { return s.ClusterDomain }, "from.file"},
 		{"later file beats earlier", input{files: map[string]string{"config.yaml": "cluster-domain: a",
 			"config.yaml.d/20.yaml": "cluster-domain: c", "config.yaml.d/10.yml": "cluster-domain: b"}},
-			func(s *Server) any { return s.ClusterDomain }, "c"},
+			func(s *Config) any { return s.ClusterDomain }, "c"},
 		{"other files are left alone", input{files: map[string]string{"config.yaml": "cluster-domain: a",
 			"config.yaml.d/20.yaml~": "cluster-domain: c", "config.yaml.d/README": "}{"}},
-			func(s *Server) any { return s.ClusterDomain }, "a"},
+			func(s *Config) any { return s.ClusterDomain }, "a"},
 		{"variable beats file", input{files: map[string]string{"config.yaml": "cluster-domain: a"}, env: []string{"KEDGE_CLUSTER_DOMAIN=b"}},
-			func(s *Server) any { return s.ClusterDomain }, "b"},
+			func(s *Config) any { return s.ClusterDomain }, "b"},
 		{"flag beats variable", input{env: []string{"KEDGE_CLUSTER_DOMAIN=b"}, args: []string{"--cluster-domain", "c"}},
-			func(s *Server) any { return s.ClusterDomain }, "c"},
+			func(s *Config) any { return s.ClusterDomain }, "c"},
 		{"last flag wins", input{args: []string{"--cluster-domain", "c", "--cluster-domain=d"}},
-			func(s *Server) any { return s.ClusterDomain }, "d"},
+			func(s *Config) any { return s.ClusterDomain }, "d"},
 		{"short flag", input{args: []string{"-d", "/srv/kedge/"}},
-			func(s *Server) any { return s.DataDir }, "/srv/kedge"},
+			func(s *Config) any { return s.DataDir }, "/srv/kedge"},
 		{"empty variable counts as not set", input{env: []string{"KEDGE_CLUSTER_DOMAIN="}},
-			func(s *Server) any { return s.ClusterDomain }, "cluster.local"},
+			func(s *Config) any { return s.ClusterDomain }, "cluster.local"},
 		{"switch off by flag", input{env: []string{"KEDGE_DEBUG=1"}, args: []string{"--debug=false"}},
-			func(s *Server) any { return s.Debug }, false},
+			func(s *Config) any { return s.Debug }, false},
 		{"switch on in file", input{files: map[string]string{"config.yaml": "debug: true"}},
-			func(s *Server) any { return s.Debug }, true},
+			func(s *Config) any { return s.Debug }, true},
 		{"lists are replaced", input{files: map[string]string{"config.yaml": "tls-san: [a, b]", "config.yaml.d/1.yaml": "tls-san: c"}},
-			func(s *Server) any { return s.TLSSANs }, []string{"c"}},
+			func(s *Config) any { return s.TLSSANs }, []string{"c"}},
 		{"lists are added to", input{files: map[string]string{"config.yaml": "tls-san: [a, b]", "config.yaml.d/1.yaml": "tls-san+: [c]"}},
-			func(s *Server) any { return s.TLSSANs }, []string{"a", "b", "c"}},
+			func(s *Config) any { return s.TLSSANs }, []string{"a", "b", "c"}},
 		{"empty list replaces", input{files: map[string]string{"config.yaml": "tls-san: [a, b]", "config.yaml.d/1.yaml": "tls-san: []"}},
-			func(s *Server) any { return len(s.TLSSANs) }, 0},
+			func(s *Config) any { return len(s.TLSSANs) }, 0},
 		{"flags replace lists", input{files: map[string]string{"config.yaml": "tls-san: [a, b]"}, args: []string{"--tls-san", "c,d", "--tls-san=e"}},
-			func(s *Server) any { return s.TLSSANs }, []string{"c", "d", "e"}},
+			func(s *Config) any { return s.TLSSANs }, []string{"c", "d", "e"}},
 		{"commas in arguments", input{args: []string{"--kubelet-arg", "--feature-gates=A=true,B=false", "--kubelet-arg=v=2"}},
-			func(s *Server) any { return s.KubeletArgs.Flags() }, []string{"--feature-gates=A=true,B=false", "--v=2"}},
+			func(s *Config) any { return s.KubeletArgs.Flags() }, []string{"--feature-gates=A=true,B=false", "--v=2"}},
 		{"commas in arguments from the environment", input{env: []string{`KEDGE_KUBELET_ARG=feature-gates=A=true\,B=false,v=2`}},
-			func(s *Server) any { return s.KubeletArgs }, Args{"feature-gates=A=true,B=false", "v=2"}},
+			func(s *Config) any { return s.KubeletArgs }, Args{"feature-gates=A=true,B=false", "v=2"}},
 		{"anchors", input{files: map[string]string{"config.yaml": "tls-san: &x [a]\nnode-name: &y n\ncluster-domain: *y\n"}},
-			func(s *Server) any { return s.ClusterDomain }, "n"},
+			func(s *Config) any { return s.ClusterDomain }, "n"},
 		{"number as text", input{files: map[string]string{"config.yaml": "node-name: 007"}},
-			func(s *Server) any { return s.NodeName }, "007"},
+			func(s *Config) any { return s.NodeName }, "007"},
 		{"octal mode", input{files: map[string]string{"config.yaml": "write-kubeconfig-mode: 0640"}},
-			func(s *Server) any { return s.WriteKubeconfigMode.String() }, "-rw-r-----"},
+			func(s *Config) any { return s.WriteKubeconfigMode.String() }, "-rw-r-----"},
 		{"octal mode in quotes", input{files: map[string]string{"config.yaml": "write-kubeconfig-mode: \"644\""}},
-			func(s *Server) any { return s.WriteKubeconfigMode.String() }, "-rw-r--r--"},
+			func(s *Config) any { return s.WriteKubeconfigMode.String() }, "-rw-r--r--"},
 		{"empty file", input{files: map[string]string{"config.yaml": "# nothing\n---\n"}},
-			func(s *Server) any { return s.NodeName }, "box-1"},
+			func(s *Config) any { return s.NodeName }, "box-1"},
 		{"DNS follows the services", input{args: []string{"--service-cidr", "172.30.0.0/20"}},
-			func(s *Server) any { return s.ClusterDNS.String() }, "172.30.0.10"},
+			func(s *Config) any { return s.ClusterDNS.String() }, "172.30.0.10"},
 		{"IPv6 cluster", input{args: []string{"--cluster-cidr", "fd00:42::/56", "--service-cidr=fd00:43::/112"}},
-			func(s *Server) any { return []any{s.NodeIP[0].String(), s.BindAddress.String(), s.ClusterDNS.String()} }, []any{"2001:db8::7", "::", "fd00:43::a"}},
+			func(s *Config) any { return []any{s.NodeIP[0].String(), s.BindAddress.String(), s.ClusterDNS.String()} }, []any{"2001:db8::7", "::", "fd00:43::a"}},
 		{"advertise the bind address", input{args: []string{"--bind-address", "198.51.100.7"}},
-			func(s *Server) any { return s.AdvertiseAddress.String() }, "198.51.100.7"},
+			func(s *Config) any { return s.AdvertiseAddress.String() }, "198.51.100.7"},
 		{"address of the flannel interface", input{args: []string{"--flannel-iface", "eth1"}},
-			func(s *Server) any { return []any{s.NodeIP[0].String(), s.AdvertiseAddress.String()} }, []any{"198.51.100.7", "198.51.100.7"}},
+			func(s *Config) any { return []any{s.NodeIP[0].String(), s.AdvertiseAddress.String()} }, []any{"198.51.100.7", "198.51.100.7"}},
 		{"small networks with a small mask", input{args: []string{"--cluster-cidr=10.9.0.0/25", "--kube-controller-manager-arg=node-cidr-mask-size=26"}},
-			func(s *Server) any { return s.ClusterCIDR.String() }, "10.9.0.0/25"},
+			func(s *Config) any { return s.ClusterCIDR.String() }, "10.9.0.0/25"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s, err := test.in.run(t, testMachine)
@@ -188,13 +188,13 @@ func TestRefused(t *testing.T) {
 	}{
 		// Names that do not exist.
 		{flags("--node-nmae", "x"), []string{`unknown flag "--node-nmae", did you mean "--node-name"?`}},
-		{flags("--datastore-endpoint", "x"), []string{`unknown flag "--datastore-endpoint": Kedge keeps its data in its own etcd`}},
+		{flags("--kine-tls", "x"), []string{`unknown flag "--kine-tls": Kedge keeps its data in etcd`}},
 		{file("# c\nnode-nme: x\n"), []string{`config.yaml:2: unknown key "node-nme", did you mean "node-name"?`}},
 		{file("node_name: x\n"), []string{`did you mean "node-name"?`}},
 		{file("cluster-init: true\n"), []string{"config.yaml:1", "always uses etcd"}},
 		{file("zzz: 1\n"), []string{`unknown key "zzz"`}},
 		{input{env: []string{"KEDGE_NODENAME=x", "KEDGEX=1"}}, []string{`unknown environment variable "KEDGE_NODENAME", did you mean "KEDGE_NODE_NAME"?`}},
-		{input{env: []string{"KEDGE_TOKEN=x"}}, []string{`unknown environment variable "KEDGE_TOKEN": not in this version`}},
+		{input{env: []string{"KEDGE_SELINUX=x"}}, []string{`unknown environment variable "KEDGE_SELINUX": not in this version`}},
 		{flags("--debug", "true"), []string{`unexpected argument "true"`, "--debug=true"}},
 		// The form of the file.
 		{file("node-name: a\ndebug: true\nnode-name: b\n"), []string{"config.yaml:3: node-name: already given in line 1"}},

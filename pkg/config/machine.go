@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -25,6 +26,8 @@ type machine struct {
 	hostname string
 	links    []link
 	routes   []defaultRoute
+	// sourceTo gives the address that packets to a host are sent from.
+	sourceTo func(host string) (netip.Addr, error)
 }
 
 // link is a network interface.
@@ -49,7 +52,7 @@ func thisMachine() (machine, error) {
 	if err != nil {
 		return machine{}, fmt.Errorf("ask the kernel for the host name: %w", err)
 	}
-	m := machine{hostname: hostname}
+	m := machine{hostname: hostname, sourceTo: sourceTo}
 	links, err := netlink.LinkList()
 	if err != nil {
 		return machine{}, fmt.Errorf("list the network interfaces: %w", err)
@@ -91,6 +94,18 @@ func thisMachine() (machine, error) {
 		}
 	}
 	return m, nil
+}
+
+// sourceTo asks the kernel; connecting a UDP socket sends nothing.
+func sourceTo(host string) (netip.Addr, error) {
+	d := net.Dialer{Timeout: 2 * time.Second} // for the look-up of a name
+	c, err := d.Dial("udp", net.JoinHostPort(host, "9"))
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer c.Close()
+	a, err := netip.ParseAddrPort(c.LocalAddr().String())
+	return a.Addr().Unmap().WithZone(""), err
 }
 
 func isDefault(r netlink.Route) bool {
@@ -159,6 +174,19 @@ func (m machine) defaultRouteAddress(v6 bool) (netip.Addr, string) {
 		}
 	}
 	return netip.Addr{}, ""
+}
+
+// ChooseAddress gives the address that the node would get if it started now, by the rules of --node-ip's default.
+func (s *Config) ChooseAddress() (netip.Addr, error) {
+	m, err := thisMachine()
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	if a := s.sourceToServer(m); a.IsValid() {
+		return a, nil
+	}
+	a, _, err := m.chooseNodeIP(s.ClusterCIDR.Addr().Is6(), s.FlannelIface, s.ClusterCIDR, s.ServiceCIDR)
+	return a, err
 }
 
 // usable says whether other machines can reach an address of the wanted family.

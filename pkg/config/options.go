@@ -6,8 +6,10 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 )
@@ -26,7 +28,8 @@ type option struct {
 	defText  string // describes a default that is computed, for help and documentation
 	kind     kind
 	hidden   bool
-	flagOnly bool // not allowed in the file: it says where the file is
+	flagOnly bool // not allowed in the file
+	servers  bool // an agent has no use for it
 	set      setter
 }
 
@@ -49,11 +52,11 @@ func (o *option) env() string {
 type value struct{ text, source string }
 
 // setter parses the values of an option (at least one) into the configuration.
-type setter func(*Server, []value) error
+type setter func(*Config, []value) error
 
 // one makes a setter for an option with a single value.
-func one[T any](field func(*Server) *T, parse func(string) (T, error)) setter {
-	return func(s *Server, values []value) error {
+func one[T any](field func(*Config) *T, parse func(string) (T, error)) setter {
+	return func(s *Config, values []value) error {
 		v := values[len(values)-1]
 		t, err := parse(v.text)
 		if err != nil {
@@ -65,8 +68,8 @@ func one[T any](field func(*Server) *T, parse func(string) (T, error)) setter {
 }
 
 // many makes a setter for a list.
-func many[T any, L ~[]T](field func(*Server) *L, parse func(string) (T, error)) setter {
-	return func(s *Server, values []value) error {
+func many[T any, L ~[]T](field func(*Config) *L, parse func(string) (T, error)) setter {
+	return func(s *Config, values []value) error {
 		result := make(L, 0, len(values))
 		var errs []error
 		for _, v := range values {
@@ -85,6 +88,7 @@ func many[T any, L ~[]T](field func(*Server) *L, parse func(string) (T, error)) 
 // Categories, in the order of help and documentation.
 const (
 	general    = "General"
+	joining    = "Cluster"
 	node       = "Node"
 	apiServer  = "API server"
 	networking = "Networking"
@@ -97,119 +101,179 @@ func options() []*option {
 	return []*option{
 		{name: "config", alias: "c", category: general, def: DefaultConfig, flagOnly: true,
 			usage: "read the configuration from this file and then from `FILE`.d/*.yaml",
-			set:   one(func(s *Server) *string { return &s.Config }, absolutePath)},
+			set:   one(func(s *Config) *string { return &s.Config }, absolutePath)},
 		{name: "data-dir", alias: "d", category: general, def: DefaultDataDir,
 			usage: "keep all state in `DIR`",
-			set:   one(func(s *Server) *string { return &s.DataDir }, absolutePath)},
+			set:   one(func(s *Config) *string { return &s.DataDir }, absolutePath)},
 		{name: "run-dir", category: general, def: DefaultRunDir, hidden: true,
 			usage: "keep sockets and generated files in `DIR`",
-			set:   one(func(s *Server) *string { return &s.RunDir }, socketDir)},
+			set:   one(func(s *Config) *string { return &s.RunDir }, socketDir)},
 		{name: "kubelet-root-dir", category: general, def: "/var/lib/kubelet",
 			usage: "keep the kubelet's state and the volumes of pods in `DIR`",
-			set:   one(func(s *Server) *string { return &s.KubeletRootDir }, absolutePath)},
+			set:   one(func(s *Config) *string { return &s.KubeletRootDir }, absolutePath)},
 		{name: "debug", category: general, kind: boolean, def: "false",
 			usage: "log more",
-			set:   one(func(s *Server) *bool { return &s.Debug }, boolText)},
+			set:   one(func(s *Config) *bool { return &s.Debug }, boolText)},
 		{name: "log-format", category: general, def: string(LogText),
 			usage: "write the log as text or json",
-			set:   one(func(s *Server) *LogFormat { return &s.LogFormat }, oneOf(LogText, LogJSON))},
+			set:   one(func(s *Config) *LogFormat { return &s.LogFormat }, oneOf(LogText, LogJSON))},
+
+		{name: "server", alias: "s", category: joining,
+			usage: "join the cluster of the server at `URL`; ignored by a server that has joined or made a cluster before",
+			set:   one(func(s *Config) *string { return &s.Server }, serverURL)},
+		{name: "token", alias: "t", category: joining,
+			usage: "join with `TOKEN` (kedge token create); on the first server: let others join with this text of your own",
+			set:   one(func(s *Config) *string { return &s.Token }, nonEmpty)},
+		{name: "token-file", category: joining,
+			usage: "read the token from `FILE`",
+			set:   one(func(s *Config) *string { return &s.TokenFile }, absolutePath)},
+		{name: "agent-token", category: joining, servers: true,
+			usage: "let agents, but no servers, join with `TOKEN`, a text of your own",
+			set:   one(func(s *Config) *string { return &s.AgentToken }, nonEmpty)},
+		{name: "agent-token-file", category: joining, servers: true,
+			usage: "read that token from `FILE`",
+			set:   one(func(s *Config) *string { return &s.AgentTokenFile }, absolutePath)},
+		{name: "join-timeout", category: joining, def: "0s",
+			usage: "give up joining after `DURATION`; 0 is never",
+			set:   one(func(s *Config) *time.Duration { return &s.JoinTimeout }, duration)},
+		{name: "lb-server-port", category: joining, def: "6444",
+			usage: "this node's components reach the API servers through a load balancer on loopback `PORT`",
+			set:   one(func(s *Config) *int { return &s.LBServerPort }, port)},
+		{name: "disable-agent", category: joining, kind: boolean, def: "false", servers: true,
+			usage: "run no pods on this server: it is no node of the cluster",
+			set:   one(func(s *Config) *bool { return &s.DisableAgent }, boolText)},
+		{name: "disable-etcd", category: joining, kind: boolean, def: "false", servers: true,
+			usage: "run no datastore member here: use those of the other servers",
+			set:   one(func(s *Config) *bool { return &s.DisableEtcd }, boolText)},
+		{name: "disable-control-plane", category: joining, kind: boolean, def: "false", servers: true,
+			usage: "run a datastore member without API server, scheduler and controllers",
+			set:   one(func(s *Config) *bool { return &s.DisableControl }, boolText)},
+		{name: "cluster-reset", category: joining, kind: boolean, def: "false", servers: true, flagOnly: true,
+			usage: "when most servers are lost: make this one the only datastore member, with all its data, and end",
+			set:   one(func(s *Config) *bool { return &s.ClusterReset }, boolText)},
+		{name: "datastore-endpoint", category: joining, kind: list, servers: true, defText: "Kedge's own etcd",
+			usage: "keep the cluster's data in the etcd at `URL`",
+			set:   many(func(s *Config) *[]string { return &s.Datastore.Endpoints }, endpointURL)},
+		{name: "datastore-cafile", category: joining, servers: true,
+			usage: "believe that etcd by the CA certificates in `FILE`",
+			set:   one(func(s *Config) *string { return &s.Datastore.CAFile }, absolutePath)},
+		{name: "datastore-certfile", category: joining, servers: true,
+			usage: "show it the client certificate in `FILE`",
+			set:   one(func(s *Config) *string { return &s.Datastore.CertFile }, absolutePath)},
+		{name: "datastore-keyfile", category: joining, servers: true,
+			usage: "whose key is in `FILE`",
+			set:   one(func(s *Config) *string { return &s.Datastore.KeyFile }, absolutePath)},
 
 		{name: "node-name", category: node, defText: "the host name, in lower case",
 			usage: "register this node as `NAME`",
-			set:   one(func(s *Server) *string { return &s.NodeName }, nodeName)},
+			set:   one(func(s *Config) *string { return &s.NodeName }, nodeName)},
 		{name: "node-ip", category: node, kind: list,
 			defText: "the address of the interface with the default route; without a default route the only usable address",
 			usage:   "use `ADDRESS` of this machine for the node (one, or one IPv4 and one IPv6 address)",
-			set:     many(func(s *Server) *addrList { return (*addrList)(&s.NodeIP) }, hostAddress)},
+			set:     many(func(s *Config) *addrList { return (*addrList)(&s.NodeIP) }, hostAddress)},
 		{name: "node-label", category: node, kind: list,
 			usage: "register the node with label `KEY=VALUE`",
-			set:   many(func(s *Server) *[]string { return &s.NodeLabels }, nodeLabel)},
+			set:   many(func(s *Config) *[]string { return &s.NodeLabels }, nodeLabel)},
 		{name: "node-taint", category: node, kind: list,
 			usage: "register the node with taint `KEY=VALUE:EFFECT`",
-			set:   many(func(s *Server) *[]string { return &s.NodeTaints }, nodeTaint)},
+			set:   many(func(s *Config) *[]string { return &s.NodeTaints }, nodeTaint)},
 		{name: "resolv-conf", category: node, defText: "the system's, without loopback resolvers",
 			usage: "pods and the cluster DNS ask the resolvers in `FILE` for outside names",
-			set:   one(func(s *Server) *string { return &s.ResolvConf }, absolutePath)},
+			set:   one(func(s *Config) *string { return &s.ResolvConf }, absolutePath)},
 
-		{name: "bind-address", category: apiServer, defText: "0.0.0.0, or :: in an IPv6 cluster",
+		{name: "bind-address", category: apiServer, servers: true, defText: "0.0.0.0, or :: in an IPv6 cluster",
 			usage: "the API server listens on `ADDRESS`",
-			set:   one(func(s *Server) *addr { return &s.BindAddress }, bindAddress)},
-		{name: "https-listen-port", category: apiServer, def: "6443",
+			set:   one(func(s *Config) *addr { return &s.BindAddress }, bindAddress)},
+		{name: "https-listen-port", category: apiServer, servers: true, def: "6443",
 			usage: "the API server listens on `PORT`",
-			set:   one(func(s *Server) *int { return &s.HTTPSListenPort }, port)},
-		{name: "advertise-address", category: apiServer, defText: "bind-address if it is a single address, else the first node-ip",
+			set:   one(func(s *Config) *int { return &s.HTTPSListenPort }, port)},
+		{name: "advertise-address", category: apiServer, servers: true, defText: "bind-address if it is a single address, else the first node-ip",
 			usage: "pods and other nodes reach this API server at `ADDRESS`",
-			set:   one(func(s *Server) *addr { return &s.AdvertiseAddress }, hostAddress)},
-		{name: "tls-san", category: apiServer, kind: list,
+			set:   one(func(s *Config) *addr { return &s.AdvertiseAddress }, hostAddress)},
+		{name: "tls-san", category: apiServer, servers: true, kind: list,
 			usage: "put `NAME` (host name or address) into the API server's certificate too",
-			set:   many(func(s *Server) *[]string { return &s.TLSSANs }, certName)},
-		{name: "write-kubeconfig", category: apiServer, def: DefaultKubeconfig,
+			set:   many(func(s *Config) *[]string { return &s.TLSSANs }, certName)},
+		{name: "egress-selector-mode", category: apiServer, def: string(EgressAuto), servers: true,
+			usage: "reach kubelets and pods directly, through the tunnel that each node opens (tunnel), or as it works (auto)",
+			set:   one(func(s *Config) *EgressMode { return &s.EgressMode }, oneOf(EgressAuto, EgressDirect, EgressTunnel))},
+		{name: "write-kubeconfig", category: apiServer, servers: true, def: DefaultKubeconfig,
 			usage: "write the administrator's kubeconfig to `FILE`",
-			set:   one(func(s *Server) *string { return &s.WriteKubeconfig }, absolutePath)},
-		{name: "write-kubeconfig-mode", category: apiServer, def: "0600",
+			set:   one(func(s *Config) *string { return &s.WriteKubeconfig }, absolutePath)},
+		{name: "write-kubeconfig-mode", category: apiServer, servers: true, def: "0600",
 			usage: "give that file the octal `MODE`",
-			set:   one(func(s *Server) *fileMode { return &s.WriteKubeconfigMode }, parseFileMode)},
+			set:   one(func(s *Config) *fileMode { return &s.WriteKubeconfigMode }, parseFileMode)},
 
-		{name: "cluster-cidr", category: networking, def: "10.42.0.0/16",
+		{name: "cluster-cidr", category: networking, servers: true, def: "10.42.0.0/16",
 			usage: "pods get their addresses from `CIDR`",
-			set:   one(func(s *Server) *prefix { return &s.ClusterCIDR }, parsePrefix)},
-		{name: "service-cidr", category: networking, def: "10.43.0.0/16",
+			set:   one(func(s *Config) *prefix { return &s.ClusterCIDR }, parsePrefix)},
+		{name: "service-cidr", category: networking, servers: true, def: "10.43.0.0/16",
 			usage: "services get their addresses from `CIDR`",
-			set:   one(func(s *Server) *prefix { return &s.ServiceCIDR }, parsePrefix)},
-		{name: "service-node-port-range", category: networking, def: "30000-32767",
+			set:   one(func(s *Config) *prefix { return &s.ServiceCIDR }, parsePrefix)},
+		{name: "service-node-port-range", category: networking, servers: true, def: "30000-32767",
 			usage: "services of type NodePort get ports from `FIRST-LAST`",
-			set:   one(func(s *Server) *PortRange { return &s.ServiceNodePortRange }, parsePortRange)},
-		{name: "cluster-dns", category: networking, defText: "the tenth address of service-cidr",
+			set:   one(func(s *Config) *PortRange { return &s.ServiceNodePortRange }, parsePortRange)},
+		{name: "cluster-dns", category: networking, servers: true, defText: "the tenth address of service-cidr",
 			usage: "the cluster DNS has `ADDRESS`",
-			set:   one(func(s *Server) *addr { return &s.ClusterDNS }, parseAddr)},
-		{name: "cluster-domain", category: networking, def: "cluster.local",
+			set:   one(func(s *Config) *addr { return &s.ClusterDNS }, parseAddr)},
+		{name: "cluster-domain", category: networking, servers: true, def: "cluster.local",
 			usage: "the names of services end in `DOMAIN`",
-			set:   one(func(s *Server) *string { return &s.ClusterDomain }, clusterDomain)},
+			set:   one(func(s *Config) *string { return &s.ClusterDomain }, clusterDomain)},
 		{name: "proxy-mode", category: networking, def: string(ProxyAuto),
 			usage: "program service addresses with ipvs, nftables or iptables; auto is ipvs where the kernel has it, else nftables",
-			set:   one(func(s *Server) *ProxyMode { return &s.ProxyMode }, oneOf(ProxyAuto, ProxyIPVS, ProxyNFTables, ProxyIPTables))},
-		{name: "flannel-backend", category: networking, def: string(FlannelVXLAN),
+			set:   one(func(s *Config) *ProxyMode { return &s.ProxyMode }, oneOf(ProxyAuto, ProxyIPVS, ProxyNFTables, ProxyIPTables))},
+		{name: "flannel-backend", category: networking, servers: true, def: string(FlannelVXLAN),
 			usage: "connect the pods of different nodes with vxlan or host-gw; none if you install a CNI plugin yourself",
-			set:   one(func(s *Server) *FlannelMode { return &s.FlannelBackend }, flannelBackend)},
+			set:   one(func(s *Config) *FlannelMode { return &s.FlannelBackend }, flannelBackend)},
 		{name: "flannel-iface", category: networking, defText: "the one that has node-ip",
 			usage: "send traffic between nodes through network `INTERFACE`; node-ip is taken from it too unless it is given",
-			set:   one(func(s *Server) *string { return &s.FlannelIface }, nonEmpty)},
+			set:   one(func(s *Config) *string { return &s.FlannelIface }, nonEmpty)},
 
 		{name: "private-registry", category: images, def: DefaultRegistries,
 			usage: "read mirrors and credentials of image registries from `FILE`, if it exists",
-			set:   one(func(s *Server) *string { return &s.PrivateRegistry }, absolutePath)},
+			set:   one(func(s *Config) *string { return &s.PrivateRegistry }, absolutePath)},
 		{name: "pause-image", category: images, defText: "built in",
 			usage: "use `IMAGE` for the pause container of pods",
-			set:   one(func(s *Server) *string { return &s.PauseImage }, imageReference)},
+			set:   one(func(s *Config) *string { return &s.PauseImage }, imageReference)},
 		{name: "snapshotter", category: images, def: string(SnapshotterOverlayFS),
 			usage: "put image layers together with overlayfs or native (slow, but works on any file system)",
-			set:   one(func(s *Server) *Snapshotter { return &s.Snapshotter }, snapshotter)},
+			set:   one(func(s *Config) *Snapshotter { return &s.Snapshotter }, snapshotter)},
 
-		{name: "disable", category: components, kind: list,
+		{name: "disable", category: components, servers: true, kind: list,
 			usage: "leave out a packaged `COMPONENT`: " + ComponentCoreDNS,
-			set:   many(func(s *Server) *[]string { return &s.Disable }, disable)},
+			set:   many(func(s *Config) *[]string { return &s.Disable }, disable)},
 		{name: "disable-kube-proxy", category: components, kind: boolean, def: "false",
 			usage: "do not run kube-proxy on this node",
-			set:   one(func(s *Server) *bool { return &s.DisableKubeProxy }, boolText)},
-		componentArgs("etcd", func(s *Server) *Args { return &s.EtcdArgs }),
-		componentArgs("kube-apiserver", func(s *Server) *Args { return &s.KubeAPIServerArgs }),
-		componentArgs("kube-controller-manager", func(s *Server) *Args { return &s.KubeControllerManagerArgs }),
-		componentArgs("kube-scheduler", func(s *Server) *Args { return &s.KubeSchedulerArgs }),
-		componentArgs("kubelet", func(s *Server) *Args { return &s.KubeletArgs }),
-		componentArgs("kube-proxy", func(s *Server) *Args { return &s.KubeProxyArgs }),
+			set:   one(func(s *Config) *bool { return &s.DisableKubeProxy }, boolText)},
+		serverArgs("etcd", func(s *Config) *Args { return &s.EtcdArgs }),
+		serverArgs("kube-apiserver", func(s *Config) *Args { return &s.KubeAPIServerArgs }),
+		serverArgs("kube-controller-manager", func(s *Config) *Args { return &s.KubeControllerManagerArgs }),
+		serverArgs("kube-scheduler", func(s *Config) *Args { return &s.KubeSchedulerArgs }),
+		componentArgs("kubelet", func(s *Config) *Args { return &s.KubeletArgs }),
+		componentArgs("kube-proxy", func(s *Config) *Args { return &s.KubeProxyArgs }),
 	}
 }
 
-func componentArgs(component string, field func(*Server) *Args) *option {
+func componentArgs(component string, field func(*Config) *Args) *option {
 	return &option{name: component + "-arg", category: components, kind: argument,
 		usage: "start " + component + " with the further flag `KEY=VALUE`",
 		set:   many(field, argText)}
 }
 
-// Flags gives the flags of `kedge server`. They only collect text: Load does the rest.
-func Flags() []cli.Flag {
+func serverArgs(component string, field func(*Config) *Args) *option {
+	o := componentArgs(component, field)
+	o.servers = true
+	return o
+}
+
+// optionsFor gives the options of one role.
+func optionsFor(role Role) []*option {
+	return slices.DeleteFunc(options(), func(o *option) bool { return o.servers && role == RoleAgent })
+}
+
+// Flags gives the flags of `kedge server` or `kedge agent`. They only collect text: Load does the rest.
+func Flags(role Role) []cli.Flag {
 	var flags []cli.Flag
-	for _, o := range options() {
+	for _, o := range optionsFor(role) {
 		var aliases []string
 		if o.alias != "" {
 			aliases = []string{o.alias}

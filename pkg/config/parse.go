@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/distribution/reference"
 	"k8s.io/apimachinery/pkg/api/validate/content"
@@ -209,6 +212,37 @@ func port(s string) (int, error) {
 		return 0, fmt.Errorf("%q is not a port; accepted: 1 to 65535", s)
 	}
 	return n, nil
+}
+
+// serverURL accepts what package join does: https://HOST:PORT, with defaults for scheme and port.
+func serverURL(s string) (string, error) { return endpoint(s, "6443", "https://192.0.2.1:6443") }
+
+func endpointURL(s string) (string, error) { return endpoint(s, "2379", "https://etcd.example:2379") }
+
+func endpoint(s, defaultPort, example string) (string, error) {
+	full := s
+	if !strings.Contains(s, "://") {
+		full = "https://" + s
+	}
+	u, err := url.Parse(full)
+	if err != nil || u.Hostname() == "" || u.Scheme != "https" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
+		return "", fmt.Errorf("%q is not the address of a server; accepted: for example %s", s, example)
+	}
+	if p := u.Port(); p != "" {
+		if _, err := port(p); err != nil {
+			return "", fmt.Errorf("%q: %w", s, err)
+		}
+		return "https://" + u.Host, nil
+	}
+	return "https://" + net.JoinHostPort(u.Hostname(), defaultPort), nil
+}
+
+func duration(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 {
+		return 0, fmt.Errorf("%q is not a duration; accepted: for example 90s, 5m, 1h30m, or 0s", s)
+	}
+	return d, nil
 }
 
 func parsePortRange(s string) (PortRange, error) {

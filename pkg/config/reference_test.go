@@ -50,6 +50,9 @@ func optionTables() []byte {
 		if o.flagOnly {
 			name += " (not in a file)"
 		}
+		if o.servers {
+			name += " (servers)"
+		}
 		def := o.defText
 		if o.def != "" {
 			def = "`" + o.def + "`"
@@ -79,7 +82,7 @@ func TestOptions(t *testing.T) {
 			t.Errorf("%s exists, but has the hint %q", o.name, hint)
 		}
 		if o.def != "" {
-			if err := o.set(&Server{}, []value{{o.def, "default"}}); err != nil {
+			if err := o.set(&Config{}, []value{{o.def, "default"}}); err != nil {
 				t.Errorf("%s: default: %v", o.name, err)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -15,7 +16,7 @@ import (
 )
 
 // complete fills the fields whose default depends on others or on the machine.
-func (s *Server) complete(m machine, sources map[string]string) error {
+func (s *Config) complete(m machine, sources map[string]string) error {
 	var errs []error
 	if s.NodeName == "" && strings.HasPrefix(sources["node-name"], "default") {
 		s.NodeName = strings.ToLower(m.hostname)
@@ -39,6 +40,8 @@ func (s *Server) complete(m machine, sources map[string]string) error {
 	}
 	if len(s.NodeIP) > 0 {
 		s.NodeIPReason = "given by " + sources["node-ip"]
+	} else if a := s.sourceToServer(m); strings.HasPrefix(sources["node-ip"], "default") && a.IsValid() {
+		s.NodeIP, s.NodeIPReason = []netip.Addr{a}, "the address by which this machine reaches "+s.Server
 	} else if strings.HasPrefix(sources["node-ip"], "default") && s.ClusterCIDR.IsValid() && (s.FlannelIface == "" || m.find(s.FlannelIface) != nil) {
 		a, reason, err := m.chooseNodeIP(s.ClusterCIDR.Addr().Is6(), s.FlannelIface, s.ClusterCIDR, s.ServiceCIDR)
 		if err != nil {
@@ -58,18 +61,67 @@ func (s *Server) complete(m machine, sources map[string]string) error {
 	return errors.Join(errs...)
 }
 
+// sourceToServer is the address of this machine that the server to join sees; invalid if there is none, or an interface was chosen.
+func (s *Config) sourceToServer(m machine) netip.Addr {
+	u, err := url.Parse(s.Server)
+	if s.Server == "" || s.FlannelIface != "" || m.sourceTo == nil || err != nil {
+		return netip.Addr{}
+	}
+	a, err := m.sourceTo(u.Hostname())
+	if err != nil || !a.IsGlobalUnicast() || a.IsLoopback() || !m.has(a) {
+		return netip.Addr{}
+	}
+	return a
+}
+
 // validate checks what involves several fields or the machine. Fields that could not be parsed are skipped: they have
 // been reported.
-func (s *Server) validate(m machine, sources map[string]string) error {
+func (s *Config) validate(m machine, sources map[string]string) error {
 	return errors.Join(
 		s.validateNetworks(sources),
 		s.validateAddresses(m, sources),
 		s.validatePorts(sources),
 		s.validateFiles(m, sources),
+		s.validateRoles(sources),
 	)
 }
 
-func (s *Server) validateNetworks(sources map[string]string) error {
+func (s *Config) validateRoles(sources map[string]string) error {
+	var errs []error
+	for _, pair := range []struct{ text, file, textOption, fileOption string }{
+		{s.Token, s.TokenFile, "token", "token-file"}, {s.AgentToken, s.AgentTokenFile, "agent-token", "agent-token-file"},
+	} {
+		if pair.text != "" && pair.file != "" {
+			errs = append(errs, fmt.Errorf("%s: the token is also given by %s; leave one out", sources[pair.fileOption], sources[pair.textOption]))
+		}
+	}
+	first := "; the first server of a cluster needs both control plane and datastore: give --server to join another one"
+	switch d := s.Datastore; {
+	case s.DisableEtcd && s.DisableControl:
+		errs = append(errs, fmt.Errorf("%s: and no control plane (%s): nothing of a server is left; use kedge agent", sources["disable-etcd"], sources["disable-control-plane"]))
+	case s.DisableControl && d.External():
+		errs = append(errs, fmt.Errorf("%s: with an etcd of your own (%s) nothing of a server is left", sources["disable-control-plane"], sources["datastore-endpoint"]))
+	case s.DisableEtcd && d.External():
+		errs = append(errs, fmt.Errorf("%s: with an etcd of your own (%s) there is no member here anyway; leave it out", sources["disable-etcd"], sources["datastore-endpoint"]))
+	case s.DisableEtcd && s.Server == "":
+		errs = append(errs, fmt.Errorf("%s%s", sources["disable-etcd"], first))
+	case s.DisableControl && s.Server == "":
+		errs = append(errs, fmt.Errorf("%s%s", sources["disable-control-plane"], first))
+	case (d.CAFile != "" || d.CertFile != "" || d.KeyFile != "") && !d.External():
+		errs = append(errs, errors.New("datastore-cafile, datastore-certfile and datastore-keyfile belong to datastore-endpoint, which is not given"))
+	case (d.CertFile == "") != (d.KeyFile == ""):
+		errs = append(errs, errors.New("datastore-certfile and datastore-keyfile go together: give both"))
+	}
+	for option, file := range map[string]string{"token-file": s.TokenFile, "agent-token-file": s.AgentTokenFile,
+		"datastore-cafile": s.Datastore.CAFile, "datastore-certfile": s.Datastore.CertFile, "datastore-keyfile": s.Datastore.KeyFile} {
+		if _, err := os.Stat(file); file != "" && err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", sources[option], err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Config) validateNetworks(sources map[string]string) error {
 	var errs []error
 	pods, services := s.ClusterCIDR, s.ServiceCIDR
 	if pods.IsValid() && services.IsValid() {
@@ -98,7 +150,7 @@ func (s *Server) validateNetworks(sources map[string]string) error {
 // validateNodeMask applies the rule of the controller-manager's node IPAM
 // (k8s.io/kubernetes/pkg/controller/nodeipam/ipam/cidrset): every node gets a network of the mask's size out of the
 // pods' network, at most 2^16 of them.
-func (s *Server) validateNodeMask(source string) error {
+func (s *Config) validateNodeMask(source string) error {
 	mask, flag := 24, "node-cidr-mask-size-ipv4"
 	if s.ClusterCIDR.Addr().Is6() {
 		mask, flag = 64, "node-cidr-mask-size-ipv6"
@@ -119,7 +171,7 @@ func (s *Server) validateNodeMask(source string) error {
 	return nil
 }
 
-func (s *Server) validateAddresses(m machine, sources map[string]string) error {
+func (s *Config) validateAddresses(m machine, sources map[string]string) error {
 	var errs []error
 	v6 := s.ClusterCIDR.IsValid() && s.ClusterCIDR.Addr().Is6()
 	if len(s.NodeIP) > 2 || len(s.NodeIP) == 2 && s.NodeIP[0].Is6() == s.NodeIP[1].Is6() {
@@ -146,7 +198,7 @@ func (s *Server) validateAddresses(m machine, sources map[string]string) error {
 	return errors.Join(errs...)
 }
 
-func (s *Server) outsideCluster(name string, a netip.Addr, sources map[string]string) error {
+func (s *Config) outsideCluster(name string, a netip.Addr, sources map[string]string) error {
 	for _, network := range []struct {
 		name   string
 		prefix netip.Prefix
@@ -159,19 +211,26 @@ func (s *Server) outsideCluster(name string, a netip.Addr, sources map[string]st
 	return nil
 }
 
-func (s *Server) validatePorts(sources map[string]string) error {
+func (s *Config) validatePorts(sources map[string]string) error {
 	// k8s.io/kubernetes/pkg/cluster/ports and etcd's peer port.
 	taken := map[int]string{
 		2380: "etcd", 10248: "the kubelet", 10249: "kube-proxy", 10250: "the kubelet", 10256: "kube-proxy",
 		10257: "the controller-manager", 10259: "the scheduler",
 	}
-	if owner := taken[s.HTTPSListenPort]; owner != "" {
-		return fmt.Errorf("%s: port %d is used by %s", sources["https-listen-port"], s.HTTPSListenPort, owner)
+	var errs []error
+	for option, p := range map[string]int{"https-listen-port": s.HTTPSListenPort, "lb-server-port": s.LBServerPort} {
+		if owner := taken[p]; owner != "" {
+			errs = append(errs, fmt.Errorf("%s: port %d is used by %s", sources[option], p, owner))
+		}
 	}
-	return nil
+	if s.LBServerPort == s.HTTPSListenPort {
+		errs = append(errs, fmt.Errorf("%s: port %d is that of the API server (%s); choose another one for the load balancer",
+			sources["lb-server-port"], s.LBServerPort, sources["https-listen-port"]))
+	}
+	return errors.Join(errs...)
 }
 
-func (s *Server) validateFiles(m machine, sources map[string]string) error {
+func (s *Config) validateFiles(m machine, sources map[string]string) error {
 	var errs []error
 	if s.ResolvConf != "" {
 		if _, err := os.ReadFile(s.ResolvConf); err != nil {

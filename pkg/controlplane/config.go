@@ -6,15 +6,20 @@
 package controlplane
 
 import (
+	"encoding/base64"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
 	cliflag "k8s.io/component-base/cli/flag"
 
+	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/datastore"
+	"github.com/kedge-io/kedge/pkg/join"
 	"github.com/kedge-io/kedge/pkg/logging"
 )
 
@@ -35,26 +40,42 @@ func Components() []string {
 type Config struct {
 	Logging logging.Config `json:"logging"`
 
-	NodeName             string       `json:"nodeName"`
-	EtcdSocket           string       `json:"etcdSocket"`
-	BindAddress          netip.Addr   `json:"bindAddress"`
-	Port                 int          `json:"port"`
-	AdvertiseAddress     netip.Addr   `json:"advertiseAddress"`
-	ClusterCIDR          netip.Prefix `json:"clusterCIDR"`
-	ServiceCIDR          netip.Prefix `json:"serviceCIDR"`
-	ServiceNodePortRange string       `json:"serviceNodePortRange"`
-	ClusterDomain        string       `json:"clusterDomain"`
-	ClusterDNS           netip.Addr   `json:"clusterDNS"`
-	// Single says that no other server is in the cluster: nothing has to be announced to others, again and again, on the disk.
-	Single bool `json:"single"`
-	// Disable lists the manifests that are not applied.
-	Disable []string `json:"disable,omitempty"`
+	NodeName         string         `json:"nodeName"`
+	RunDir           string         `json:"runDir"`
+	Datastore        Datastore      `json:"datastore"`
+	BindAddress      netip.Addr     `json:"bindAddress"`
+	Port             int            `json:"port"`
+	AdvertiseAddress netip.Addr     `json:"advertiseAddress"`
+	Cluster          config.Cluster `json:"cluster"`
+	// Egress says how kubelets and pods are reached.
+	Egress config.EgressMode `json:"egress"`
+	// Tokens are the operator's own, to be known to the cluster; secret.
+	Tokens []OperatorToken `json:"tokens,omitempty"`
 
 	Files Files `json:"files"`
 
 	APIServerArgs         []string `json:"apiserverArgs,omitempty"`
 	ControllerManagerArgs []string `json:"controllerManagerArgs,omitempty"`
 	SchedulerArgs         []string `json:"schedulerArgs,omitempty"`
+}
+
+// Datastore is the etcd that keeps the cluster's data. Files are empty where the transport needs none.
+type Datastore struct {
+	Endpoints []string `json:"endpoints"`
+	CAFile    string   `json:"caFile,omitempty"`
+	CertFile  string   `json:"certFile,omitempty"`
+	KeyFile   string   `json:"keyFile,omitempty"`
+	// Own says that it is Kedge's own, whose members come and go with the servers.
+	Own bool `json:"own"`
+	// Peer are the files with which a member's peer port can be asked.
+	Peer datastore.TLSFiles `json:"peer"`
+}
+
+// OperatorToken is a token that an operator chose, so that it has to be made known.
+type OperatorToken struct {
+	ID     string    `json:"id"`
+	Secret string    `json:"secret"`
+	Role   join.Role `json:"role"`
 }
 
 // Files of the PKI that the control plane reads. Certificate files of leaves hold the key as well.
@@ -71,24 +92,42 @@ type Files struct {
 	// Kubeconfig of all clients in the process. They are one identity: who can read the memory of one has the others', too,
 	// and nothing has to wait until the API server has made the default roles.
 	Kubeconfig string
+	// Shared are the files that a joining server gets, by name.
+	Shared map[string]string
+}
+
+// Fields of the manifests' templates.
+
+// ClusterDNS is the address of the cluster DNS.
+func (c Config) ClusterDNS() netip.Addr { return c.Cluster.ClusterDNS }
+
+// ServerCAData is the CA by which API servers are known, in base64.
+func (c Config) ServerCAData() (string, error) {
+	b, err := os.ReadFile(c.Files.ServerCA)
+	return base64.StdEncoding.EncodeToString(b), err
 }
 
 // apiserverFlags is the command line that a separate kube-apiserver would get.
 func (c Config) apiserverFlags() []string {
 	f := c.Files
-	// The one server's address is written once. The lease reconciler writes it every ten seconds, so that others notice its end.
-	reconciler := "lease"
-	if c.Single {
-		reconciler = "master-count"
+	var own []string
+	if d := c.Datastore; d.CAFile != "" {
+		own = append(own, "etcd-cafile", d.CAFile)
 	}
-	return flags(c.featureGates(), c.APIServerArgs,
-		"endpoint-reconciler-type", reconciler,
-		"etcd-servers", datastore.Endpoint(c.EtcdSocket),
+	if d := c.Datastore; d.CertFile != "" {
+		own = append(own, "etcd-certfile", d.CertFile, "etcd-keyfile", d.KeyFile)
+	}
+	if c.Egress != config.EgressDirect {
+		own = append(own, "egress-selector-config-file", c.egressFile())
+	}
+	return flags(c.featureGates(), c.APIServerArgs, append(own,
+		"endpoint-reconciler-type", "none", // see endpointReconciler
+		"etcd-servers", strings.Join(c.Datastore.Endpoints, ","),
 		"bind-address", c.BindAddress.String(),
 		"secure-port", fmt.Sprint(c.Port),
 		"advertise-address", c.AdvertiseAddress.String(),
-		"service-cluster-ip-range", c.ServiceCIDR.String(),
-		"service-node-port-range", c.ServiceNodePortRange,
+		"service-cluster-ip-range", c.Cluster.ServiceCIDR.String(),
+		"service-node-port-range", c.Cluster.ServiceNodePortRange.String(),
 		"allow-privileged", "true",
 		"authorization-mode", "Node,RBAC",
 		"enable-admission-plugins", "NodeRestriction",
@@ -107,15 +146,18 @@ func (c Config) apiserverFlags() []string {
 		"requestheader-extra-headers-prefix", "X-Remote-Extra-",
 		"proxy-client-cert-file", f.FrontProxyClient,
 		"proxy-client-key-file", f.FrontProxyClient,
-		"service-account-issuer", "https://kubernetes.default.svc."+c.ClusterDomain,
+		"service-account-issuer", "https://kubernetes.default.svc."+c.Cluster.ClusterDomain,
 		"service-account-key-file", f.ServiceAccountKey,
 		"service-account-signing-key-file", f.ServiceAccountKey,
 		"encryption-provider-config", f.EncryptionConfig,
 		// Webhooks and aggregated APIs are reached at their pods: no need for service rules on this machine.
 		"enable-aggregator-routing", "true",
 		"profiling", "false",
-	)
+	)...)
 }
+
+func (c Config) egressFile() string   { return filepath.Join(c.RunDir, "egress.yaml") }
+func (c Config) egressSocket() string { return filepath.Join(c.RunDir, "egress.sock") }
 
 // controllerManagerFlags is the command line that a separate kube-controller-manager would get.
 func (c Config) controllerManagerFlags() []string {
@@ -130,12 +172,12 @@ func (c Config) controllerManagerFlags() []string {
 		// Metrics of this process are the API server's /metrics; a second TLS listener has no reader.
 		"secure-port", "0",
 		"profiling", "false",
-		"controllers", "*,tokencleaner",
+		"controllers", "*,tokencleaner,bootstrapsigner",
 		"use-service-account-credentials", "false",
 		"allocate-node-cidrs", "true",
 		"configure-cloud-routes", "false",
-		"cluster-cidr", c.ClusterCIDR.String(),
-		"service-cluster-ip-range", c.ServiceCIDR.String(),
+		"cluster-cidr", c.Cluster.ClusterCIDR.String(),
+		"service-cluster-ip-range", c.Cluster.ServiceCIDR.String(),
 		"root-ca-file", f.ServerCA,
 		"service-account-private-key-file", f.ServiceAccountKey,
 		"cluster-signing-kubelet-serving-cert-file", f.ServerCA,
@@ -165,11 +207,8 @@ const featureGates = "feature-gates"
 
 // featureGates collects the gates that were set for any component: the process has one set, so all get the same.
 func (c Config) featureGates() []string {
-	var gates []string
-	if c.Single {
-		// Two more records that an API server renews every ten seconds for its peers.
-		gates = append(gates, "APIServerIdentity=false,UnknownVersionInteroperabilityProxy=false")
-	}
+	// Two records that an API server renews every ten seconds, and that nobody here reads.
+	gates := []string{"APIServerIdentity=false,UnknownVersionInteroperabilityProxy=false"}
 	for _, arg := range slices.Concat(c.APIServerArgs, c.ControllerManagerArgs, c.SchedulerArgs) {
 		if key, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "="); key == featureGates && !slices.Contains(gates, value) {
 			gates = append(gates, value)

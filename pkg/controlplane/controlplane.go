@@ -8,16 +8,19 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/client-go/informers"
+	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	cliflag "k8s.io/component-base/cli/flag"
+	"k8s.io/component-base/configz"
 	"k8s.io/klog/v2"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	apiserveroptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
@@ -26,7 +29,11 @@ import (
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 	scheduleroptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 
+	"github.com/kedge-io/kedge/pkg/datastore"
+	"github.com/kedge-io/kedge/pkg/join"
+	"github.com/kedge-io/kedge/pkg/join/authority"
 	"github.com/kedge-io/kedge/pkg/supervise"
+	"github.com/kedge-io/kedge/pkg/tunnel"
 )
 
 // plane holds the options of all components: the feature gates of the process are closed and set once, before any of them runs.
@@ -35,6 +42,16 @@ type plane struct {
 	apiserver         *apiserveroptions.ServerRunOptions
 	controllerManager *controllermanageroptions.KubeControllerManagerOptions
 	scheduler         *scheduleroptions.Options
+
+	child      *supervise.Child
+	log        *slog.Logger
+	client     kubernetes.Interface
+	members    *datastore.Members
+	leadership *leadership
+	wanted     <-chan struct{}
+	alone      atomic.Bool // at the start of this process
+	tunnel     *tunnel.Server
+	nodes      coreinformers.NodeInformer
 }
 
 // CheckArgs refuses flags that the components do not have or do not accept, before anything is started.
@@ -66,6 +83,7 @@ func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logg
 	if err != nil {
 		return err
 	}
+	p.child, p.log = child, log
 	// What the apiserver's and the controller manager's commands do before they run: gates and versions of the whole
 	// process, and no log lines about the API's own requests to itself.
 	if err := p.apiserver.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
@@ -73,56 +91,123 @@ func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logg
 	}
 	rest.SetDefaultWarningHandler(rest.NoWarnings{})
 
+	clientConfig, err := clientcmd.BuildConfigFromFlags("", cfg.Files.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	if p.client, err = kubernetes.NewForConfig(clientConfig); err != nil {
+		return err
+	}
+	if err := p.openDatastore(); err != nil {
+		return err
+	}
+	if p.members != nil {
+		defer p.members.Close() //nolint:errcheck // nothing is written through it
+	}
+	informers := informers.NewSharedInformerFactory(p.client, 0)
+	p.nodes = informers.Core().V1().Nodes()
+	p.nodes.Informer()
+	defer informers.Shutdown()
+	p.leadership, p.wanted = newLeadership(leadership{client: p.client, node: cfg.NodeName, log: log.With("component", "leadership"),
+		loops: func(ctx context.Context) error { return p.loops(ctx, clientConfig) }, follows: p.follows})
+
 	group, ctx := errgroup.WithContext(ctx)
+	if err := p.serveEgress(ctx, group); err != nil {
+		return err
+	}
 	group.Go(func() error {
+		child.Report(ComponentAPIServer, supervise.Waiting, "for the datastore")
+		if err := supervise.Poll(ctx, func() error { return p.datastoreAnswers(ctx) }); err != nil {
+			return nil // the process is stopping
+		}
 		child.Report(ComponentAPIServer, supervise.Running, "")
 		if err := p.runAPIServer(component(ctx, ComponentAPIServer)); err != nil {
 			return fmt.Errorf("apiserver: %w", err)
 		}
 		return ended(ctx, ComponentAPIServer)
 	})
-	group.Go(func() error { return p.afterAPIServer(ctx, group, child, log) })
+	group.Go(func() error { return p.afterAPIServer(ctx, group, informers) })
 	return group.Wait()
 }
 
 // afterAPIServer starts everything that is a client of the API as soon as it answers.
-func (p *plane) afterAPIServer(ctx context.Context, group *errgroup.Group, child *supervise.Child, log *slog.Logger) error {
-	clientConfig, err := clientcmd.BuildConfigFromFlags("", p.cfg.Files.Kubeconfig)
-	if err != nil {
-		return err
+func (p *plane) afterAPIServer(ctx context.Context, group *errgroup.Group, informers informers.SharedInformerFactory) error {
+	for _, c := range loopComponents() {
+		p.child.Report(c, supervise.Waiting, "for the API")
 	}
-	client, err := kubernetes.NewForConfig(clientConfig)
-	if err != nil {
-		return err
-	}
-	for _, c := range []string{ComponentScheduler, ComponentControllerManager, ComponentManifests} {
-		child.Report(c, supervise.Waiting, "for the API")
-	}
-	if err := supervise.Poll(ctx, func() error { return healthy(ctx, client, "/livez/ping") }); err != nil {
+	if err := supervise.Poll(ctx, func() error { return healthy(ctx, p.client, "/livez/ping") }); err != nil {
 		return nil // the process is stopping
 	}
-	// Nodes wait for their rules: first things first.
-	group.Go(func() error { return p.applyManifests(ctx, clientConfig, child, log) })
+	informers.Start(ctx.Done())
+	group.Go(func() error { p.keepTokens(ctx); return nil })
+	group.Go(func() error { p.dropDead(ctx); return nil })
 	group.Go(func() error {
-		child.Report(ComponentScheduler, supervise.Ready, "")
+		alone, err := p.isAlone(ctx)
+		if err != nil {
+			return nil // the process is stopping
+		}
+		p.alone.Store(alone)
+		return p.leadership.run(ctx, alone, p.wanted)
+	})
+	if err := supervise.Poll(ctx, func() error { return healthy(ctx, p.client, "/healthz") }); err != nil {
+		return nil
+	}
+	p.child.Report(ComponentAPIServer, supervise.Ready, "")
+	return p.watchHealth(ctx)
+}
+
+// isAlone says whether this is the only server of the cluster. Every other one has been entered in the registry before it could
+// do anything (see BeforeJoin in joinAPI).
+func (p *plane) isAlone(ctx context.Context) (bool, error) {
+	if !p.cfg.Datastore.Own {
+		return false, nil // others may use the same etcd without asking this server
+	}
+	alone := false
+	err := supervise.Poll(ctx, func() error {
+		servers, err := authority.ListServers(ctx, p.client)
+		delete(servers, p.cfg.NodeName)
+		alone = len(servers) == 0
+		return err
+	})
+	return alone, err
+}
+
+func loopComponents() []string {
+	return []string{ComponentScheduler, ComponentControllerManager, ComponentManifests}
+}
+
+// follows reports the loops of a server that waits: its part is to be there.
+func (p *plane) follows(leader string) {
+	for _, c := range loopComponents() {
+		p.child.Report(c, supervise.Ready, "standby, "+leader+" leads")
+	}
+}
+
+// loops are what runs once in a cluster, where the leadership is. They end with ctx, all of them, or with an error.
+func (p *plane) loops(ctx context.Context, clientConfig *rest.Config) error {
+	group, ctx := errgroup.WithContext(ctx)
+	// Nodes wait for their rules: first things first.
+	group.Go(func() error { return p.applyManifests(ctx, clientConfig) })
+	group.Go(func() error {
+		p.child.Report(ComponentScheduler, supervise.Ready, "")
 		if err := p.runScheduler(component(ctx, ComponentScheduler)); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("scheduler: %w", err)
 		}
 		return ended(ctx, ComponentScheduler)
 	})
 	group.Go(func() error {
-		child.Report(ComponentControllerManager, supervise.Ready, "")
-		if err := p.runControllerManager(component(ctx, ComponentControllerManager)); err != nil && ctx.Err() == nil {
+		p.child.Report(ComponentControllerManager, supervise.Ready, "")
+		if err := p.runControllerManager(component(ctx, ComponentControllerManager)); errors.Is(err, errStillRunning) || err != nil && ctx.Err() == nil {
 			return fmt.Errorf("controller manager: %w", err)
 		}
 		return ended(ctx, ComponentControllerManager)
 	})
-	group.Go(func() error { p.labelNode(ctx, client); return nil })
-	if err := supervise.Poll(ctx, func() error { return healthy(ctx, client, "/healthz") }); err != nil {
-		return nil
+	p.runControllers(ctx, group)
+	err := group.Wait()
+	for _, c := range loopComponents() {
+		p.child.Report(c, supervise.Waiting, "for the lease "+leaseName)
 	}
-	child.Report(ComponentAPIServer, supervise.Ready, "")
-	return p.watchHealth(ctx, client, child)
+	return err
 }
 
 // ended turns a component that returned without an error into one, unless the process is stopping.
@@ -138,6 +223,8 @@ func component(ctx context.Context, name string) context.Context {
 	return klog.NewContext(ctx, klog.Background().WithValues("component", name))
 }
 
+// runAPIServer takes the steps of k8s.io/kubernetes/cmd/kube-apiserver/app.Run, with the join API and the endpoints of the kubernetes
+// Service as Kedge's own.
 func (p *plane) runAPIServer(ctx context.Context) error {
 	completed, err := p.apiserver.Complete(ctx)
 	if err != nil {
@@ -146,7 +233,33 @@ func (p *plane) runAPIServer(ctx context.Context) error {
 	if errs := completed.Validate(); len(errs) != 0 {
 		return utilerrors.NewAggregate(errs)
 	}
-	return apiserver.Run(ctx, completed)
+	cfg, err := apiserver.NewConfig(completed)
+	if err != nil {
+		return err
+	}
+	if cfg.KubeAPIs.Extra.EndpointReconcilerConfig.Reconciler, err = newEndpointReconciler(cfg.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig); err != nil {
+		return err
+	}
+	longRunning := cfg.Aggregator.GenericConfig.LongRunningFunc
+	cfg.Aggregator.GenericConfig.LongRunningFunc = func(r *http.Request, info *request.RequestInfo) bool {
+		return info.Path == join.PathConnect || longRunning(r, info)
+	}
+	ready, err := cfg.Complete()
+	if err != nil {
+		return err
+	}
+	server, err := apiserver.CreateServerChain(ready)
+	if err != nil {
+		return err
+	}
+	mux := server.GenericAPIServer.Handler.NonGoRestfulMux
+	mux.HandlePrefix(joinPrefix, p.joinAPI())
+	mux.Handle(join.PathConnect, p.tunnel)
+	prepared, err := server.PrepareRun()
+	if err != nil {
+		return err
+	}
+	return prepared.Run(ctx)
 }
 
 func (p *plane) runScheduler(ctx context.Context) error {
@@ -154,16 +267,9 @@ func (p *plane) runScheduler(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Its name stays taken when it ends, and it may run again.
+	defer configz.Delete("componentconfig")
 	return scheduler.Run(ctx, completed, sched)
-}
-
-func (p *plane) runControllerManager(ctx context.Context) error {
-	cfg, err := p.controllerManager.Config(ctx, controllermanager.KnownControllers(), controllermanager.ControllersDisabledByDefault(), controllermanager.ControllerAliases())
-	if err != nil {
-		return err
-	}
-	cfg.Kubeconfig.Wrap(func(next http.RoundTripper) http.RoundTripper { return noHealthWait{next} })
-	return controllermanager.Run(ctx, cfg.Complete())
 }
 
 // noHealthWait spares the controller manager its wait for /healthz at the start. It asks once a second, and until the API server
@@ -190,35 +296,18 @@ func healthy(ctx context.Context, client kubernetes.Interface, path string) erro
 	return fmt.Errorf("status %d", code)
 }
 
-// labelNode marks this server's Node as one of the control plane, as soon as its kubelet has made it; a kubelet may not do so
-// itself. Only `kubectl get nodes` and people's selectors read the label.
-func (p *plane) labelNode(ctx context.Context, client kubernetes.Interface) {
-	patch := []byte(`{"metadata":{"labels":{"node-role.kubernetes.io/control-plane":""}}}`)
-	for {
-		_, err := client.CoreV1().Nodes().Patch(ctx, p.cfg.NodeName, types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
-		if err == nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(time.Second):
-		}
-	}
-}
-
 // watchHealth keeps the reported state of the API server true.
-func (p *plane) watchHealth(ctx context.Context, client kubernetes.Interface, child *supervise.Child) error {
+func (p *plane) watchHealth(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(15 * time.Second):
 		}
-		if err := healthy(ctx, client, "/readyz"); err != nil && ctx.Err() == nil {
-			child.Report(ComponentAPIServer, supervise.Failed, err.Error())
+		if err := healthy(ctx, p.client, "/readyz"); err != nil && ctx.Err() == nil {
+			p.child.Report(ComponentAPIServer, supervise.Failed, err.Error())
 		} else {
-			child.Report(ComponentAPIServer, supervise.Ready, "")
+			p.child.Report(ComponentAPIServer, supervise.Ready, "")
 		}
 	}
 }

@@ -4,21 +4,32 @@ package controlplane
 
 import (
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/kedge-io/kedge/manifests"
+	"github.com/kedge-io/kedge/pkg/config"
+	"github.com/kedge-io/kedge/pkg/join/authority"
 	"github.com/kedge-io/kedge/tests/golden"
 )
 
-func testConfig() Config {
+func testConfig(t *testing.T) Config {
+	ca := filepath.Join(t.TempDir(), "server-ca.crt")
+	if err := os.WriteFile(ca, []byte("the CA"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	return Config{
-		NodeName: "n1", EtcdSocket: "/run/kedge/etcd.sock", BindAddress: netip.MustParseAddr("0.0.0.0"), Port: 6443,
-		AdvertiseAddress: netip.MustParseAddr("192.0.2.1"), ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"),
-		ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"), ServiceNodePortRange: "30000-32767", ClusterDomain: "cluster.local",
-		ClusterDNS: netip.MustParseAddr("10.43.0.10"), Single: true,
+		NodeName: "n1", RunDir: "/run/kedge", Datastore: Datastore{Endpoints: []string{"unix:///run/kedge/etcd.sock"}, Own: true},
+		BindAddress: netip.MustParseAddr("0.0.0.0"), Port: 6443, AdvertiseAddress: netip.MustParseAddr("192.0.2.1"), Egress: config.EgressAuto,
+		Cluster: config.Cluster{
+			ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"),
+			ServiceNodePortRange: config.PortRange{First: 30000, Last: 32767}, ClusterDomain: "cluster.local", ClusterDNS: netip.MustParseAddr("10.43.0.10"),
+		},
 		Files: Files{
-			ServerCA: "/pki/server-ca.crt", ServerCAKey: "/pki/server-ca.key", ClientCA: "/pki/client-ca.crt", ClientCAKey: "/pki/client-ca.key",
+			ServerCA: ca, ServerCAKey: "/pki/server-ca.key", ClientCA: "/pki/client-ca.crt", ClientCAKey: "/pki/client-ca.key",
 			RequestHeaderCA: "/pki/request-header-ca.crt", APIServer: "/pki/apiserver.pem", KubeletClient: "/pki/apiserver-kubelet-client.pem",
 			FrontProxyClient: "/pki/front-proxy-client.pem", FrontProxyName: "front-proxy-client", ServiceAccountKey: "/pki/service-account.key",
 			EncryptionConfig: "/pki/encryption.yaml", Kubeconfig: "/pki/kedge-controller.kubeconfig",
@@ -27,7 +38,8 @@ func testConfig() Config {
 }
 
 func TestCommandLines(t *testing.T) {
-	c := testConfig()
+	c := testConfig(t)
+	c.Files.ServerCA = "/pki/server-ca.crt"
 	c.APIServerArgs = []string{"audit-log-path=/a", "--feature-gates=A=true"}
 	c.SchedulerArgs = []string{"v=2", "feature-gates=A=true"}
 	c.ControllerManagerArgs = []string{"feature-gates=B=false"}
@@ -38,7 +50,7 @@ func TestCommandLines(t *testing.T) {
 
 // TestCheckArgs is about the components' own flag sets. Options can be built several times before gates are set.
 func TestCheckArgs(t *testing.T) {
-	if err := CheckArgs(testConfig()); err != nil {
+	if err := CheckArgs(testConfig(t)); err != nil {
 		t.Errorf("Kedge's own flags are refused: %v", err)
 	}
 	for name, set := range map[string]func(*Config){
@@ -47,10 +59,42 @@ func TestCheckArgs(t *testing.T) {
 		"kube-scheduler-arg: unknown flag: --nope":          func(c *Config) { c.SchedulerArgs = []string{"nope=1"} },
 		`kube-apiserver-arg: invalid argument "x"`:          func(c *Config) { c.APIServerArgs = []string{"secure-port=x"} },
 	} {
-		c := testConfig()
+		c := testConfig(t)
 		set(&c)
 		if err := CheckArgs(c); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("got %v, want %q", err, name)
+		}
+	}
+}
+
+// An etcd that is not Kedge's is reached with the operator's files, and a direct egress needs no configuration.
+func TestExternalDatastore(t *testing.T) {
+	c := testConfig(t)
+	c.Datastore = Datastore{Endpoints: []string{"https://e1:2379", "https://e2:2379"}, CAFile: "/e/ca.crt", CertFile: "/e/c.crt", KeyFile: "/e/c.key"}
+	c.Egress = config.EgressDirect
+	line := strings.Join(c.apiserverFlags(), " ")
+	for _, want := range []string{"--etcd-servers=https://e1:2379,https://e2:2379 ", "--etcd-cafile=/e/ca.crt ", "--etcd-certfile=/e/c.crt ", "--etcd-keyfile=/e/c.key "} {
+		if !strings.Contains(line, want) {
+			t.Errorf("no %s in %s", want, line)
+		}
+	}
+	if strings.Contains(line, "egress") {
+		t.Errorf("an egress configuration in %s", line)
+	}
+}
+
+func TestRoles(t *testing.T) {
+	servers := map[string]authority.Server{"s1": {ControlPlane: true, Etcd: true}, "s2": {ControlPlane: true}, "s3": {Etcd: true}}
+	for name, want := range map[string]string{"s1": "control-plane etcd", "s2": "control-plane", "s3": "etcd", "a1": "worker"} {
+		var got []string
+		for label, has := range rolesOf(name, servers) {
+			if has {
+				got = append(got, strings.TrimPrefix(label, "node-role.kubernetes.io/"))
+			}
+		}
+		slices.Sort(got)
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s is %v, want %s", name, got, want)
 		}
 	}
 }
@@ -62,7 +106,7 @@ func TestManifests(t *testing.T) {
 	}
 	var got strings.Builder
 	for _, e := range entries {
-		objects, err := render(e.Name(), testConfig())
+		objects, err := render(e.Name(), testConfig(t))
 		if err != nil {
 			t.Fatal(err)
 		}

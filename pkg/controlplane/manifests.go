@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"slices"
 	"strings"
 	"text/template"
@@ -31,7 +30,8 @@ const fieldManager = "kedge"
 
 // applyManifests brings the embedded manifests into the cluster by server-side apply, again and again until it has succeeded
 // once: an object that did not change costs no write.
-func (p *plane) applyManifests(ctx context.Context, config *rest.Config, child *supervise.Child, log *slog.Logger) error {
+func (p *plane) applyManifests(ctx context.Context, config *rest.Config) error {
+	child := p.child
 	client, err := dynamic.NewForConfig(config)
 	if err != nil {
 		return err
@@ -49,7 +49,7 @@ func (p *plane) applyManifests(ctx context.Context, config *rest.Config, child *
 			return nil
 		case <-time.After(delay):
 		}
-		log.Debug("applying manifests again", "component", ComponentManifests, "error", err)
+		p.log.Debug("applying manifests again", "component", ComponentManifests, "error", err)
 	}
 }
 
@@ -60,7 +60,7 @@ func (p *plane) applyAll(ctx context.Context, client dynamic.Interface) error {
 	}
 	var all []*unstructured.Unstructured
 	for _, e := range entries {
-		if slices.Contains(p.cfg.Disable, strings.TrimSuffix(e.Name(), ".yaml")) {
+		if slices.Contains(p.cfg.Cluster.Disable, strings.TrimSuffix(e.Name(), ".yaml")) {
 			continue
 		}
 		objects, err := render(e.Name(), p.cfg)

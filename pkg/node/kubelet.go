@@ -91,7 +91,7 @@ func setKubelet(cfg Config, kc *kubeletconfig.KubeletConfiguration, fl *options.
 	fl.HostnameOverride = cfg.Name
 	fl.NodeIP = strings.Join(addresses, ",")
 	fl.RootDirectory = cfg.RootDir
-	fl.CertDirectory = filepath.Join(cfg.RootDir, "pki")
+	fl.CertDirectory = CertDir(cfg.RootDir)
 
 	kc.ContainerRuntimeEndpoint = "unix://" + cfg.ContainerdSocket
 	kc.Authentication.Anonymous.Enabled = false
@@ -99,6 +99,10 @@ func setKubelet(cfg Config, kc *kubeletconfig.KubeletConfiguration, fl *options.
 	kc.Authentication.X509.ClientCAFile = cfg.ClientCA
 	kc.Authorization.Mode = kubeletconfig.KubeletAuthorizationModeWebhook
 	kc.TLSCertFile, kc.TLSPrivateKeyFile = cfg.ServingCert, cfg.ServingCert
+	if cfg.ServingCert == "" {
+		// A node without the keys of the CAs: both certificates come from the cluster and are rotated by the kubelet.
+		kc.ServerTLSBootstrap, kc.RotateCertificates = true, true
+	}
 	kc.ReadOnlyPort = 0
 	kc.ClusterDomain = cfg.ClusterDomain
 	if cfg.DNS {
@@ -125,6 +129,15 @@ func setKubelet(cfg Config, kc *kubeletconfig.KubeletConfiguration, fl *options.
 	// How long a node stays tainted after pressure is gone. Upstream's five minutes suit a cluster that has other nodes.
 	kc.EvictionPressureTransitionPeriod = metav1.Duration{Duration: time.Minute}
 	setDiskThresholds(kc, diskSize(cfg.RootDir))
+}
+
+// CertDir is where the kubelet keeps the certificates that it gets from the cluster.
+func CertDir(rootDir string) string { return filepath.Join(rootDir, "pki") }
+
+// ClientCertFile is the kubelet's client certificate with its key, in CertDir
+// (k8s.io/client-go/util/certificate, FileStore).
+func ClientCertFile(rootDir string) string {
+	return filepath.Join(CertDir(rootDir), "kubelet-client-current.pem")
 }
 
 // setDiskThresholds makes room in time on small disks without giving away a tenth of a large one. Upstream's shares (10 % for

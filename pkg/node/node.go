@@ -53,7 +53,7 @@ type Config struct {
 	Taints  []string     `json:"taints,omitempty"`
 
 	Kubeconfig       string `json:"kubeconfig"`
-	ServingCert      string `json:"servingCert"` // certificate and key in one file
+	ServingCert      string `json:"servingCert,omitempty"` // certificate and key in one file; empty: the kubelet gets one from the cluster
 	ClientCA         string `json:"clientCA"`
 	ContainerdSocket string `json:"containerdSocket"`
 	RootDir          string `json:"rootDir"` // the kubelet's

@@ -92,6 +92,7 @@ func leafSpecs(cfg Config) []leafSpec {
 		{name: KubeletClient, ca: ClientCA, cn: node, org: []string{GroupNodes}, usages: client},
 		{name: KubeletServing, ca: ServerCA, cn: node, org: []string{GroupNodes}, usages: server,
 			dns: []string{cfg.NodeName}, ips: cfg.NodeIPs},
+		{name: ServerClient, ca: ClientCA, cn: UserServerPrefix + cfg.NodeName, org: []string{GroupServers}, usages: client},
 		// etcd's peers present one certificate in both directions, and it checks a peer's address against it.
 		{name: EtcdPeer, ca: EtcdCA, cn: "etcd-peer", usages: both, dns: etcdNames, ips: local},
 	}

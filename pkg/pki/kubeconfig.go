@@ -27,6 +27,8 @@ func (p *PKI) KubeconfigFile(n Name) string {
 	return filepath.Join(p.cfg.KubeconfigDir, string(n)+".kubeconfig")
 }
 
+func balancerURL(port int) string { return "https://127.0.0.1:" + strconv.Itoa(port) }
+
 // kubeconfigs returns those kubeconfigs that are not on disk as they should be. Components get references to files, which
 // client-go reloads when they change; the admin's stands for itself, so that it can be copied to another machine.
 func (p *PKI) kubeconfigs(leaves []leaf) ([]file, error) {
@@ -35,6 +37,9 @@ func (p *PKI) kubeconfigs(leaves []leaf) ([]file, error) {
 		f := file{path: p.KubeconfigFile(l.name), mode: 0o600}
 		cluster, user := clientcmdapi.NewCluster(), clientcmdapi.NewAuthInfo()
 		cluster.Server = "https://" + net.JoinHostPort(p.cfg.APIHost, strconv.Itoa(p.cfg.APIPort))
+		if l.name == KubeletClient && p.cfg.BalancerPort != 0 {
+			cluster.Server = balancerURL(p.cfg.BalancerPort)
+		}
 		switch l.name {
 		case KedgeController, KubeletClient:
 			cluster.CertificateAuthority = p.CertFile(ServerCA)
@@ -53,14 +58,9 @@ func (p *PKI) kubeconfigs(leaves []leaf) ([]file, error) {
 		default:
 			continue
 		}
-		config := clientcmdapi.NewConfig()
-		config.Clusters[contextName] = cluster
-		config.AuthInfos[string(l.name)] = user
-		config.Contexts[contextName] = &clientcmdapi.Context{Cluster: contextName, AuthInfo: string(l.name)}
-		config.CurrentContext = contextName
 		var err error
-		if f.data, err = clientcmd.Write(*config); err != nil {
-			return nil, fmt.Errorf("kubeconfig of %s: %w", l.name, err)
+		if f.data, err = kubeconfig(l.name, cluster, user); err != nil {
+			return nil, err
 		}
 		if err := os.MkdirAll(filepath.Dir(f.path), 0o755); err != nil {
 			return nil, fmt.Errorf("directory of kubeconfig %s: %w", f.path, err)
@@ -74,4 +74,17 @@ func (p *PKI) kubeconfigs(leaves []leaf) ([]file, error) {
 		}
 	}
 	return files, nil
+}
+
+func kubeconfig(name Name, cluster *clientcmdapi.Cluster, user *clientcmdapi.AuthInfo) ([]byte, error) {
+	config := clientcmdapi.NewConfig()
+	config.Clusters[contextName] = cluster
+	config.AuthInfos[string(name)] = user
+	config.Contexts[contextName] = &clientcmdapi.Context{Cluster: contextName, AuthInfo: string(name)}
+	config.CurrentContext = contextName
+	data, err := clientcmd.Write(*config)
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig of %s: %w", name, err)
+	}
+	return data, nil
 }

@@ -47,6 +47,7 @@ const (
 	KubeletClient          Name = "kubelet-client"
 	KubeletServing         Name = "kubelet-serving"
 	EtcdPeer               Name = "etcd-peer"
+	ServerClient           Name = "kedge-server" // what this server shows to the join API of the others
 )
 
 // Other secrets.
@@ -72,6 +73,9 @@ const (
 	UserAdmin    = "system:admin"
 	GroupMasters = "system:masters"
 	GroupNodes   = "system:nodes"
+	// GroupServers may ask the join API for keys and datastore membership, each member as user UserServerPrefix + its node name.
+	GroupServers     = "system:kedge:servers"
+	UserServerPrefix = "system:kedge:server:"
 )
 
 // Config says what to make and where. All addresses and names of it end up in certificates.
@@ -86,8 +90,11 @@ type Config struct {
 	ClusterDomain    string       // default cluster.local
 	ExtraSANs        []string     // further names and addresses of the API server (--tls-san)
 
-	APIHost string // what this machine's components connect to; default 127.0.0.1
+	APIHost string // where the API server of this machine is reached from here; default 127.0.0.1
 	APIPort int    // default 6443
+	// BalancerPort is the loopback port by which the node's components reach whichever API server answers; default APIPort
+	// on APIHost.
+	BalancerPort int
 
 	AdminKubeconfigPath string      // empty: no admin kubeconfig
 	AdminKubeconfigMode fs.FileMode // default 0600

@@ -207,7 +207,7 @@ func TestReissueOnChange(t *testing.T) {
 		},
 		"node name": {
 			func(c *Config) { c.NodeName = "node2" },
-			[]string{"apiserver.pem", "etcd-peer.pem", "kubelet-client.pem", "kubelet-serving.pem"},
+			[]string{"apiserver.pem", "etcd-peer.pem", "kedge-server.pem", "kubelet-client.pem", "kubelet-serving.pem"},
 		},
 		"SAN":            {func(c *Config) { c.ExtraSANs = []string{"*.example.org"} }, []string{"apiserver.pem"}},
 		"no SAN":         {func(c *Config) { c.ExtraSANs = nil }, []string{"apiserver.pem"}},

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package server is `kedge server`: it prepares the machine (preflight, keys, staged files), describes the child processes
-// and keeps them running. Everything that Kedge is made of meets here.
+// Package server is `kedge server`: it prepares the machine (preflight, a place in the cluster, keys), describes the processes of
+// the control plane and puts them on top of what every machine runs (package agent). Everything that Kedge is made of meets here.
 package server
 
 import (
@@ -9,21 +9,22 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
-	"os"
+	"net/url"
 	"path/filepath"
 	"slices"
-	"sync"
-	"time"
+	"strconv"
+	"sync/atomic"
 
-	"golang.org/x/sync/errgroup"
-
+	"github.com/kedge-io/kedge/pkg/agent"
+	"github.com/kedge-io/kedge/pkg/apilb"
 	"github.com/kedge-io/kedge/pkg/check"
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/controlplane"
 	"github.com/kedge-io/kedge/pkg/datastore"
-	"github.com/kedge-io/kedge/pkg/embed"
-	"github.com/kedge-io/kedge/pkg/logging"
+	"github.com/kedge-io/kedge/pkg/join"
+	"github.com/kedge-io/kedge/pkg/join/authority"
 	"github.com/kedge-io/kedge/pkg/node"
 	"github.com/kedge-io/kedge/pkg/pki"
 	"github.com/kedge-io/kedge/pkg/registries"
@@ -31,90 +32,97 @@ import (
 	"github.com/kedge-io/kedge/pkg/version"
 )
 
-// Names of the child processes.
+// Names of the child processes that only servers have.
 const (
 	etcd         = "etcd"
 	controlPlane = "controlplane"
-	containerd   = "containerd"
-	nodeProcess  = "node"
+)
+
+// etcdPeerPort is where datastore members reach each other; etcdClientPort serves those servers that have no member.
+const (
+	etcdPeerPort   = 2380
+	etcdClientPort = 2379
 )
 
 // Run starts a server and blocks until ctx ends and everything has stopped. What it refuses, it refuses before it writes.
-func Run(ctx context.Context, cfg *config.Server) error {
-	start := time.Now()
-	log := logging.New(logConfig(cfg))
-	notify := newNotifier(log)
-	s := &server{cfg: cfg, log: log, notify: notify, started: start}
-	if err := s.preflight(ctx); err != nil {
+func Run(ctx context.Context, cfg *config.Config) error {
+	m := agent.New(cfg)
+	s := &server{Machine: m, cfg: cfg, log: m.Logger(), etcdChanged: make(chan struct{}, 1)}
+	known, err := agent.Recall(cfg)
+	if err := errors.Join(err, s.preflight(ctx)); err != nil {
 		return err
 	}
-	unlock, err := lock(cfg.RunDir)
+	unlock, err := agent.Lock(cfg.RunDir)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	log.Info("starting", "version", version.Version, "node", cfg.NodeName, "address", cfg.NodeIP, "addressReason", cfg.NodeIPReason, "dataDir", cfg.DataDir)
-
-	// The files are staged while the keys are made and etcd and the control plane start, which do not need them.
-	go s.stage(ctx) //nolint:errcheck // the processes that need it ask again and get the error
-	if s.pki, err = pki.Ensure(ctx, s.pkiConfig()); err != nil {
-		return err
+	s.log.Info("starting", "version", version.Version, "node", cfg.NodeName, "address", cfg.NodeIP[0], "addressReason", cfg.NodeIPReason, "dataDir", cfg.DataDir)
+	if cfg.ClusterReset {
+		return s.reset(ctx, known)
 	}
-	s.supervisor = &supervise.Supervisor{
-		Processes: s.processes(ctx),
-		StopOrder: []string{nodeProcess, controlPlane, etcd, containerd},
-		Changed:   s.changed,
-		Logger:    log,
-	}
-	supervise.SettleMemory()
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.serveStatus(ctx) })
-	group.Go(func() error { return s.pki.Run(ctx) })
-	group.Go(func() error { s.watchRegistries(ctx); return nil })
-	group.Go(func() error { notify.watchdog(ctx); return nil })
-	group.Go(func() error { s.settle(ctx); return nil })
-	group.Go(func() error { s.supervisor.Run(ctx); return nil })
-	<-ctx.Done()
-	notify.stopping()
-	log.Info("stopping; pods keep running")
-	err = group.Wait()
-	if errors.Is(err, context.Canceled) {
-		err = nil
+	if err = s.Serve(ctx, func(ctx context.Context) error { return s.run(ctx, known) }); errors.Is(err, errRemoved) {
+		return nil
 	}
 	return err
 }
 
 type server struct {
-	cfg        *config.Server
-	log        *slog.Logger
-	notify     *notifier
-	started    time.Time
-	pki        *pki.PKI
-	supervisor *supervise.Supervisor
+	*agent.Machine
 
-	mu    sync.Mutex
-	ready bool
+	cfg *config.Config
+	log *slog.Logger
+	pki *pki.PKI
 
-	staging sync.Mutex
-	tree    *embed.Tree
+	tokens    []controlplane.OperatorToken
+	bootstrap bool // this start makes a cluster
+	// joining is what the cluster said when it took this server in as a learner; nil at any other start.
+	joining *join.AddMemberResponse
+
+	voted       atomic.Bool     // the datastore member was ready in this run
+	etcdChanged chan struct{}   // its process changed state
+	datastores  *apilb.Balancer // on a server without a member
+	serveEtcd   atomic.Bool     // other servers have no datastore member and use this one
 }
 
-// stage unpacks what is embedded, once; after a failure (a full disk) the next caller tries again.
-func (s *server) stage(ctx context.Context) (*embed.Tree, error) {
-	s.staging.Lock()
-	defer s.staging.Unlock()
-	if s.tree == nil {
-		tree, err := embed.Stage(ctx, s.cfg.DataDir, s.log)
-		if err != nil {
-			return nil, err
-		}
-		// The children call nft, iptables, ipset and conntrack by name: the staged ones come first.
-		if err := os.Setenv("PATH", tree.Dir+":"+os.Getenv("PATH")); err != nil {
-			return nil, err
-		}
-		s.tree = tree
+func (s *server) run(ctx context.Context, known *agent.Membership) error {
+	// The files are staged while the keys are made and etcd and the control plane start, which do not need them.
+	go s.Stage(ctx) //nolint:errcheck // the processes that need it ask again and get the error
+	if err := s.enter(ctx, known); err != nil {
+		return err
 	}
-	return s.tree, nil
+	var err error
+	if s.pki, err = pki.Ensure(ctx, s.pkiConfig()); err != nil {
+		return err
+	}
+	s.Credentials = agent.Credentials{
+		Kubeconfig: s.pki.KubeconfigFile(pki.KubeletClient), ClientCert: s.pki.CertFile(pki.KubeletClient),
+		ServingCert: s.pki.CertFile(pki.KubeletServing), ServerCA: s.pki.CertFile(pki.ServerCA), ClientCA: s.pki.CertFile(pki.ClientCA),
+	}
+	s.Certificates = s.pki.Status
+	s.OnChange, s.OnServers = s.observe, s.followServers
+	local := ""
+	if s.cfg.HasControlPlane() {
+		local = net.JoinHostPort(s.apiHost(), strconv.Itoa(s.cfg.HTTPSListenPort))
+	}
+	balancer, err := s.Balance(local)
+	if err != nil {
+		return err
+	}
+	s.LeaveCluster = s.leaveCluster(balancer)
+	s.LeaveFiles = []string{s.etcdDir(), datastore.MemberFile(s.etcdDir()), datastore.RemovedFile(s.etcdDir()), s.cfg.WriteKubeconfig,
+		filepath.Join(s.cfg.DataDir, "datastores.json")}
+	tasks := []func(context.Context) error{s.pki.Run, s.watchMembership, s.register(balancer)}
+	if s.joining != nil {
+		tasks = append(tasks, s.promote(balancer))
+	}
+	if s.cfg.DisableEtcd {
+		if s.datastores, err = s.datastoreBalancer(); err != nil {
+			return err
+		}
+		tasks = append(tasks, s.datastores.Run)
+	}
+	return s.Run(ctx, s.processes(), []string{agent.NodeProcess, controlPlane, etcd, agent.Containerd}, tasks...)
 }
 
 // preflight refuses what cannot work before anything is written: the machine, then the arguments for components.
@@ -126,78 +134,50 @@ func (s *server) preflight(ctx context.Context) error {
 		errs = append(errs, controlplane.CheckArgs(s.controlPlaneConfig()))
 	}
 	if c := s.cfg; len(c.KubeletArgs)+len(c.KubeProxyArgs) > 0 {
-		errs = append(errs, node.CheckArgs(s.nodeConfig()))
+		errs = append(errs, node.CheckArgs(agent.NodeConfig(c, agent.Credentials{})))
 	}
 	_, err := registries.Load(s.cfg.PrivateRegistry)
+	var tokenErr error
+	s.tokens, tokenErr = s.operatorTokens()
+	errs = append(errs, tokenErr)
 	return errors.Join(append(errs, datastore.CheckArgs(s.cfg.EtcdArgs.Flags()), err)...)
 }
 
-// settle makes the staged files safe against power loss when the machine has calmed down.
-func (s *server) settle(ctx context.Context) {
-	select {
-	case <-ctx.Done():
-		return
-	case <-time.After(time.Minute):
-	}
-	stage, err := s.stage(ctx)
-	if err == nil {
-		err = stage.Settle(ctx)
-	}
-	if err != nil && ctx.Err() == nil {
-		s.log.Warn("staged programs", "error", err)
-	}
-}
-
-// CheckOptions tells the preflight what a server with this configuration is going to do.
-func CheckOptions(c *config.Server) check.Options {
-	o := check.Options{
-		DataDir: c.DataDir, KubeletDir: c.KubeletRootDir, NodeName: c.NodeName,
-		ProxyMode: string(c.ProxyMode), FlannelBackend: string(c.FlannelBackend), Snapshotter: string(c.Snapshotter),
-		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, DNSAddress: c.ClusterDNS, ResolvConf: c.ResolvConf,
-	}
-	if c.DisableKubeProxy {
-		o.ProxyMode = "none"
-	}
+// CheckOptions tells the preflight what a machine with this configuration is going to do.
+func CheckOptions(c *config.Config) check.Options {
+	o := agent.CheckOptions(c)
 	o.Ports = check.DefaultPorts(o, netip.AddrPortFrom(c.BindAddress, uint16(c.HTTPSListenPort)))
-	if c.Disabled(config.ComponentCoreDNS) {
-		o.Ports = slices.DeleteFunc(o.Ports, func(p check.Port) bool { return p.Addr == c.ClusterDNS })
-	}
+	o.Ports = slices.DeleteFunc(o.Ports, func(p check.Port) bool {
+		return c.Disabled(config.ComponentCoreDNS) && p.Addr == c.ClusterDNS || p.Port == etcdPeerPort && !c.HasEtcd() ||
+			p.Port == c.HTTPSListenPort && !c.HasControlPlane()
+	})
 	return o
 }
 
-// processes describes the children in the order of their start. None waits for another to start: each waits for what it needs.
-func (s *server) processes(ctx context.Context) []*supervise.Process {
-	process := func(name string, stop time.Duration, components []string, config func() (any, error)) *supervise.Process {
-		return &supervise.Process{Name: name, RunDir: s.cfg.RunDir, StopTimeout: stop, Components: components, Config: config}
+// processes describes the children of the control plane in the order of their start. None waits for another to start: each waits
+// for what it needs.
+func (s *server) processes() []*supervise.Process {
+	var list []*supervise.Process
+	if s.cfg.HasEtcd() {
+		list = append(list, s.Process(etcd, []string{datastore.Component}, func() (any, error) { return s.etcdConfig(), nil }))
 	}
-	return []*supervise.Process{
-		process(etcd, 10*time.Second, []string{datastore.Component}, func() (any, error) { return s.etcdConfig(), nil }),
-		process(controlPlane, 10*time.Second, controlplane.Components(), func() (any, error) { return s.controlPlaneConfig(), nil }),
-		process(containerd, 10*time.Second, []string{node.ComponentContainerd}, func() (any, error) {
-			stage, err := s.stage(ctx)
-			if err != nil {
-				return nil, err
-			}
-			return s.containerdConfig(stage)
-		}),
-		process(nodeProcess, 10*time.Second, s.nodeConfig().Components(), func() (any, error) {
-			if _, err := s.stage(ctx); err != nil {
-				return nil, err
-			}
-			return s.nodeConfig(), nil
-		}),
+	if s.cfg.HasControlPlane() {
+		list = append(list, s.Process(controlPlane, controlplane.Components(), func() (any, error) { return s.controlPlaneConfig(), nil }))
 	}
-}
-
-func logConfig(cfg *config.Server) logging.Config {
-	return logging.Config{Format: string(cfg.LogFormat), Debug: cfg.Debug}
+	return list
 }
 
 func (s *server) etcdSocket() string { return filepath.Join(s.cfg.RunDir, "etcd.sock") }
 
+func (s *server) etcdDir() string { return filepath.Join(s.cfg.DataDir, "etcd") }
+
+func (s *server) peerURL() string {
+	return "https://" + netip.AddrPortFrom(s.cfg.NodeIP[0], etcdPeerPort).String()
+}
+
 func (s *server) pkiConfig() pki.Config {
 	c := s.cfg
-	return pki.Config{
+	cfg := pki.Config{
 		Dir:                 c.PKIDir(),
 		NodeName:            c.NodeName,
 		NodeIPs:             c.NodeIP,
@@ -207,18 +187,23 @@ func (s *server) pkiConfig() pki.Config {
 		ExtraSANs:           c.TLSSANs,
 		APIHost:             s.apiHost(),
 		APIPort:             c.HTTPSListenPort,
+		BalancerPort:        c.LBServerPort,
 		AdminKubeconfigPath: c.WriteKubeconfig,
 		AdminKubeconfigMode: c.WriteKubeconfigMode,
 		Logger:              s.log.With("component", "pki"),
 		OnRenew: func(name pki.Name) {
-			if err := s.supervisor.Restart(controlPlane, "its certificate "+string(name)+" has to be replaced"); err != nil {
+			if err := s.Restart(controlPlane, "its certificate "+string(name)+" has to be replaced"); err != nil {
 				s.log.Error("restart for a certificate", "error", err)
 			}
 		},
 	}
+	if !c.HasControlPlane() { // kubectl on this machine asks the other servers
+		cfg.APIHost, cfg.APIPort = "127.0.0.1", c.LBServerPort
+	}
+	return cfg
 }
 
-// apiHost is where this machine's components reach the API server: loopback, unless it listens on one other address only.
+// apiHost is where this machine's components reach its API server: loopback, unless it listens on one other address only.
 func (s *server) apiHost() string {
 	if b := s.cfg.BindAddress; !b.IsUnspecified() {
 		return b.String()
@@ -230,143 +215,128 @@ func (s *server) apiHost() string {
 }
 
 func (s *server) etcdConfig() datastore.Config {
-	return datastore.Config{
-		Logging:     logConfig(s.cfg),
+	cfg := datastore.Config{
+		Logging:     agent.LogConfig(s.cfg),
 		Name:        s.cfg.NodeName,
-		Dir:         filepath.Join(s.cfg.DataDir, "etcd"),
+		Dir:         s.etcdDir(),
 		Socket:      s.etcdSocket(),
-		PeerAddress: netip.AddrPortFrom(s.cfg.NodeIP[0], 2380),
+		PeerAddress: netip.AddrPortFrom(s.cfg.NodeIP[0], etcdPeerPort),
 		PeerCert:    s.pki.CertFile(pki.EtcdPeer),
 		PeerKey:     s.pki.KeyFile(pki.EtcdPeer),
 		PeerCA:      s.pki.CertFile(pki.EtcdCA),
+		Bootstrap:   s.bootstrap,
 		Args:        s.cfg.EtcdArgs.Flags(),
+	}
+	if s.joining != nil {
+		for _, m := range s.joining.Members {
+			cfg.InitialCluster = append(cfg.InitialCluster, datastore.Member(m))
+		}
+	}
+	if s.serveEtcd.Load() {
+		cfg.ClientListen = netip.AddrPortFrom(s.cfg.NodeIP[0], etcdClientPort)
+	}
+	return cfg
+}
+
+// followServers makes the datastore reachable for servers that have no member, as long as there are some.
+func (s *server) followServers(servers map[string]authority.Server) {
+	needed := false
+	var members []string
+	for _, other := range servers {
+		needed = needed || other.ControlPlane && !other.Etcd
+		if u, err := url.Parse(other.PeerURL); other.Etcd && err == nil {
+			members = append(members, net.JoinHostPort(u.Hostname(), strconv.Itoa(etcdClientPort)))
+		}
+	}
+	if s.datastores != nil {
+		if err := s.datastores.SetServers(members); err != nil {
+			s.log.Warn("the list of datastore members could not be kept for the next start", "error", err)
+		}
+	}
+	if s.cfg.HasEtcd() && s.serveEtcd.Swap(needed) != needed {
+		if err := s.Restart(etcd, "servers without a datastore member have come or gone"); err != nil {
+			s.log.Error("restart of the datastore", "error", err)
+		}
 	}
 }
 
 func (s *server) controlPlaneConfig() controlplane.Config {
 	c := s.cfg
 	cfg := controlplane.Config{
-		Logging:               logConfig(c),
+		Logging:               agent.LogConfig(c),
 		NodeName:              c.NodeName,
-		EtcdSocket:            s.etcdSocket(),
+		RunDir:                c.RunDir,
+		Egress:                c.EgressMode,
 		BindAddress:           c.BindAddress,
 		Port:                  c.HTTPSListenPort,
 		AdvertiseAddress:      c.AdvertiseAddress,
-		ClusterCIDR:           c.ClusterCIDR,
-		ServiceCIDR:           c.ServiceCIDR,
-		ServiceNodePortRange:  c.ServiceNodePortRange.String(),
-		ClusterDomain:         c.ClusterDomain,
-		ClusterDNS:            c.ClusterDNS,
-		Single:                true, // joining servers are not there yet
-		Disable:               c.Disable,
+		Cluster:               c.Cluster,
 		APIServerArgs:         c.KubeAPIServerArgs,
 		ControllerManagerArgs: c.KubeControllerManagerArgs,
 		SchedulerArgs:         c.KubeSchedulerArgs,
 	}
-	if p := s.pki; p != nil { // nil while arguments are checked
-		cfg.Files = controlplane.Files{
-			ServerCA: p.CertFile(pki.ServerCA), ServerCAKey: p.KeyFile(pki.ServerCA),
-			ClientCA: p.CertFile(pki.ClientCA), ClientCAKey: p.KeyFile(pki.ClientCA),
-			RequestHeaderCA:   p.CertFile(pki.RequestHeaderCA),
-			APIServer:         p.CertFile(pki.APIServer),
-			KubeletClient:     p.CertFile(pki.APIServerKubeletClient),
-			FrontProxyClient:  p.CertFile(pki.FrontProxyClient),
-			FrontProxyName:    pki.UserFrontProxy,
-			ServiceAccountKey: p.KeyFile(pki.ServiceAccount),
-			EncryptionConfig:  p.EncryptionConfigFile(),
-			Kubeconfig:        p.KubeconfigFile(pki.KedgeController),
+	p := s.pki
+	if p == nil { // while arguments are checked
+		cfg.Datastore.Endpoints = []string{datastore.Endpoint(s.etcdSocket())}
+		return cfg
+	}
+	cfg.Datastore = s.datastoreConfig()
+	cfg.Tokens = s.tokens
+	cfg.Files = controlplane.Files{
+		ServerCA: p.CertFile(pki.ServerCA), ServerCAKey: p.KeyFile(pki.ServerCA),
+		ClientCA: p.CertFile(pki.ClientCA), ClientCAKey: p.KeyFile(pki.ClientCA),
+		RequestHeaderCA:   p.CertFile(pki.RequestHeaderCA),
+		APIServer:         p.CertFile(pki.APIServer),
+		KubeletClient:     p.CertFile(pki.APIServerKubeletClient),
+		FrontProxyClient:  p.CertFile(pki.FrontProxyClient),
+		FrontProxyName:    pki.UserFrontProxy,
+		ServiceAccountKey: p.KeyFile(pki.ServiceAccount),
+		EncryptionConfig:  p.EncryptionConfigFile(),
+		Kubeconfig:        p.KubeconfigFile(pki.KedgeController),
+		Shared:            map[string]string{},
+	}
+	for _, name := range pki.SharedFiles() {
+		cfg.Files.Shared[name] = filepath.Join(c.PKIDir(), name)
+	}
+	return cfg
+}
+
+// datastoreConfig is where the API server keeps its data: in this server's member, in those of others, or in the operator's etcd.
+func (s *server) datastoreConfig() controlplane.Datastore {
+	if d := s.cfg.Datastore; d.External() {
+		return controlplane.Datastore{Endpoints: d.Endpoints, CAFile: d.CAFile, CertFile: d.CertFile, KeyFile: d.KeyFile}
+	}
+	peer := datastore.TLSFiles{Cert: s.pki.CertFile(pki.EtcdPeer), Key: s.pki.KeyFile(pki.EtcdPeer), CA: s.pki.CertFile(pki.EtcdCA)}
+	d := controlplane.Datastore{Own: true, Peer: peer, Endpoints: []string{datastore.Endpoint(s.etcdSocket())}}
+	if s.cfg.DisableEtcd {
+		d.Endpoints = []string{"https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(etcdClientPort))}
+		d.CAFile, d.CertFile, d.KeyFile = peer.CA, peer.Cert, peer.Key
+	}
+	return d
+}
+
+// operatorTokens are those that the operator chose. A token that a cluster made is known to it.
+func (s *server) operatorTokens() ([]controlplane.OperatorToken, error) {
+	var tokens []controlplane.OperatorToken
+	for _, t := range []struct {
+		option string
+		role   join.Role
+		text   func() (string, error)
+	}{{"token", join.Server, s.cfg.TokenText}, {"agent-token", join.Agent, s.cfg.AgentTokenText}} {
+		text, err := t.text()
+		if err != nil {
+			return nil, err
+		}
+		if text == "" {
+			continue
+		}
+		token, err := join.Parse(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", t.option, err)
+		}
+		if token.Derived {
+			tokens = append(tokens, controlplane.OperatorToken{ID: token.ID, Secret: token.Secret, Role: t.role})
 		}
 	}
-	return cfg
-}
-
-func (s *server) containerdConfig(stage *embed.Tree) (node.ContainerdConfig, error) {
-	c := s.cfg
-	registries, err := s.writeRegistries()
-	if err != nil {
-		return node.ContainerdConfig{}, err
-	}
-	cfg := node.ContainerdConfig{
-		Logging:             logConfig(c),
-		Root:                filepath.Join(c.DataDir, "containerd"),
-		State:               s.containerdState(),
-		Runc:                stage.Path(embed.Runc),
-		Shim:                stage.Path(embed.Shim),
-		CNIBinDir:           stage.CNIDir(),
-		CNIConfDir:          s.cniConfDir(),
-		Snapshotter:         string(c.Snapshotter),
-		CertsDir:            s.certsDir(),
-		RegistryConfig:      registries,
-		PauseImage:          c.PauseImage,
-		ImagesDir:           filepath.Join(c.DataDir, "images"),
-		SystemdCgroup:       node.SystemdCgroup(),
-		RestrictOOMScoreAdj: node.RestrictOOMScoreAdj(),
-	}
-	if cfg.PauseImage == "" {
-		cfg.PauseArchive, cfg.PauseImage = stage.PauseImage()
-	}
-	return cfg, nil
-}
-
-func (s *server) containerdState() string { return filepath.Join(s.cfg.RunDir, "containerd") }
-func (s *server) cniConfDir() string      { return filepath.Join(s.cfg.RunDir, "cni", "net.d") }
-
-func (s *server) nodeConfig() node.Config {
-	c := s.cfg
-	cfg := node.Config{
-		Logging:          logConfig(c),
-		Name:             c.NodeName,
-		Address:          c.NodeIP,
-		Labels:           c.NodeLabels,
-		Taints:           c.NodeTaints,
-		ContainerdSocket: node.ContainerdConfig{State: s.containerdState()}.Socket(),
-		RootDir:          c.KubeletRootDir,
-		RunDir:           c.RunDir,
-		DataDir:          c.DataDir,
-		CNIConfDir:       s.cniConfDir(),
-		ResolvConf:       c.ResolvConf,
-		ClusterCIDR:      c.ClusterCIDR,
-		ClusterDNS:       c.ClusterDNS,
-		ClusterDomain:    c.ClusterDomain,
-		ProxyMode:        c.ProxyMode,
-		Backend:          c.FlannelBackend,
-		Iface:            c.FlannelIface,
-		DNS:              !c.Disabled(config.ComponentCoreDNS),
-		KubeletArgs:      c.KubeletArgs,
-		ProxyArgs:        c.KubeProxyArgs,
-	}
-	if c.DisableKubeProxy {
-		cfg.ProxyMode = ""
-	}
-	if p := s.pki; p != nil { // nil while arguments are checked
-		cfg.Kubeconfig = p.KubeconfigFile(pki.KubeletClient)
-		cfg.ServingCert = p.CertFile(pki.KubeletServing)
-		cfg.ClientCA = p.CertFile(pki.ClientCA)
-	}
-	return cfg
-}
-
-// lock makes sure that one server runs on a machine. The lock ends with the process, whatever ends it.
-func lock(runDir string) (unlock func(), err error) {
-	if err := os.MkdirAll(runDir, 0o711); err != nil {
-		return nil, err
-	}
-	file := filepath.Join(runDir, "kedge.lock")
-	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := flock(f); err != nil {
-		defer f.Close()
-		pid := make([]byte, 16)
-		n, _ := f.Read(pid)
-		return nil, fmt.Errorf("another kedge server is running on this machine (pid %s): see `kedge status`, or stop it first", pid[:n])
-	}
-	if err := f.Truncate(0); err != nil {
-		return nil, err
-	}
-	if _, err := fmt.Fprint(f, os.Getpid()); err != nil {
-		return nil, err
-	}
-	return func() { f.Close() }, nil
+	return tokens, nil
 }

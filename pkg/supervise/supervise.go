@@ -50,6 +50,8 @@ type Supervisor struct {
 	Processes []*Process
 	// StopOrder names the processes in the order in which they end; one after the other has StopTimeout to do so.
 	StopOrder []string
+	// BeforeStop is called with the name of each process before it is told to end; may be nil.
+	BeforeStop func(name string)
 	// Changed is called after each change of a state, without locks held.
 	Changed func()
 	Logger  *slog.Logger
@@ -74,6 +76,9 @@ func (s *Supervisor) Run(ctx context.Context) {
 			continue
 		}
 		start := time.Now()
+		if s.BeforeStop != nil {
+			s.BeforeStop(name)
+		}
 		cancels[name]()
 		<-s.Processes[i].done
 		s.Logger.Info("stopped", "process", name, "took", time.Since(start).Round(time.Millisecond))

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/kedge-io/kedge/pkg/check"
+	"github.com/kedge-io/kedge/pkg/config"
+	"github.com/kedge-io/kedge/pkg/join"
+	"github.com/kedge-io/kedge/pkg/node"
+	"github.com/kedge-io/kedge/pkg/pki"
+	"github.com/kedge-io/kedge/pkg/registries"
+	"github.com/kedge-io/kedge/pkg/version"
+)
+
+// Run starts an agent and blocks until ctx ends and everything has stopped. What it refuses, it refuses before it writes.
+func Run(ctx context.Context, cfg *config.Config) error {
+	m := New(cfg)
+	known, err := Recall(cfg)
+	if err := errors.Join(err, m.preflight(ctx)); err != nil {
+		return err
+	}
+	unlock, err := Lock(cfg.RunDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	m.log.Info("starting", "version", version.Version, "node", cfg.NodeName, "address", cfg.NodeIP[0], "addressReason", cfg.NodeIPReason, "dataDir", cfg.DataDir)
+	return m.Serve(ctx, func(ctx context.Context) error {
+		go m.Stage(ctx) //nolint:errcheck // the processes that need it ask again and get the error
+		files := pki.Agent{Dir: cfg.PKIDir(), Credentials: node.ClientCertFile(cfg.KubeletRootDir), BalancerPort: cfg.LBServerPort}
+		if err := m.enroll(ctx, known, files); err != nil {
+			return err
+		}
+		m.Credentials = Credentials{Kubeconfig: files.KubeconfigFile(), ClientCert: files.Credentials, ServerCA: files.ServerCAFile(), ClientCA: files.ClientCAFile()}
+		m.Certificates = func() []pki.CertStatus { return pki.FileStatus(pki.KubeletClient, files.Credentials) }
+		if _, err := m.Balance(""); err != nil {
+			return err
+		}
+		return m.Run(ctx, nil, []string{NodeProcess, Containerd})
+	})
+}
+
+// preflight refuses what cannot work before anything is written: the machine, then the arguments for components.
+func (m *Machine) preflight(ctx context.Context) error {
+	errs := []error{check.RunFatal(ctx, CheckOptions(m.cfg))}
+	if c := m.cfg; len(c.KubeletArgs)+len(c.KubeProxyArgs) > 0 {
+		errs = append(errs, node.CheckArgs(NodeConfig(c, Credentials{})))
+	}
+	_, err := registries.Load(m.cfg.PrivateRegistry)
+	return errors.Join(append(errs, err)...)
+}
+
+// CheckOptions tells the preflight what a machine with this configuration is going to do as a node.
+func CheckOptions(c *config.Config) check.Options {
+	o := check.Options{
+		DataDir: c.DataDir, KubeletDir: c.KubeletRootDir, NodeName: c.NodeName, Agent: c.Role == config.RoleAgent,
+		ProxyMode: string(c.ProxyMode), FlannelBackend: string(c.FlannelBackend), Snapshotter: string(c.Snapshotter),
+		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, DNSAddress: c.ClusterDNS, ResolvConf: c.ResolvConf,
+	}
+	if c.DisableKubeProxy {
+		o.ProxyMode = "none"
+	}
+	return o
+}
+
+// enroll makes the machine a node of the cluster, unless it is one already and its credentials still hold.
+func (m *Machine) enroll(ctx context.Context, known *Membership, files pki.Agent) error {
+	lapsed := checkCredentials(files.Credentials, m.cfg.NodeName)
+	if known != nil && lapsed == nil {
+		return nil
+	}
+	if m.cfg.Server == "" {
+		return m.notPart(known, lapsed)
+	}
+	return m.Join(ctx, join.Agent, func(ctx context.Context, c *Candidate) error {
+		cert, key, err := c.NodeCertificate(ctx, m.cfg.NodeName)
+		if err != nil {
+			return err
+		}
+		files.ServerCA, files.ClientCA = c.Cluster.CA, c.ClientCA
+		if err := files.Write(); err != nil {
+			return err
+		}
+		if err := join.StoreKubeletClient(node.CertDir(m.cfg.KubeletRootDir), cert, key); err != nil {
+			return err
+		}
+		return Remember(m.cfg, Membership{Cluster: c.Settings, Joined: true})
+	})
+}
+
+func (m *Machine) notPart(known *Membership, lapsed error) error {
+	const how = "give --server and --token (on a server: kedge token create)"
+	if known == nil {
+		return errors.New("this machine is not part of a cluster yet: " + how)
+	}
+	return fmt.Errorf("this node's credentials do not hold any more (%w): to join again, %s", lapsed, how)
+}
+
+// checkCredentials says why the kubelet cannot use its client certificate.
+func checkCredentials(file, name string) error {
+	pair, err := tls.LoadX509KeyPair(file, file)
+	if err != nil {
+		return err
+	}
+	switch cert := pair.Leaf; {
+	case cert.Subject.CommonName != join.UserNodePrefix+name:
+		return fmt.Errorf("they are those of %s, and this node is called %s", cert.Subject.CommonName, name)
+	case time.Now().After(cert.NotAfter):
+		return fmt.Errorf("they have expired on %s, and the clock says %s", cert.NotAfter.Format(time.DateOnly), time.Now().Format(time.DateOnly))
+	}
+	return nil
+}
+
+// Candidate is a machine that the cluster knows by its token: it may ask for more.
+type Candidate struct {
+	*join.Client
+	Cluster  *join.Cluster
+	Settings config.Cluster
+	ClientCA []byte // PEM
+}
+
+// Join asks the cluster at --server to take this machine in, with --token, and again until then by --join-timeout: it verifies who
+// answers, agrees on the settings, and calls admitted, which changes things.
+func (m *Machine) Join(ctx context.Context, role join.Role, admitted func(context.Context, *Candidate) error) error {
+	m.log.Info("joining", "server", m.cfg.Server, "as", role)
+	start := time.Now()
+	report := func(reason string) {
+		m.log.Info("waiting to join", "server", m.cfg.Server, "reason", reason)
+		m.Phase("waiting to join: " + reason)
+	}
+	// What has been got is kept for the next try: not every one shall leave a request in the cluster.
+	var c *Candidate
+	return join.Wait(ctx, m.cfg.JoinTimeout, report, func(ctx context.Context) error {
+		if c == nil {
+			found, err := m.discover(ctx, role)
+			if err != nil {
+				return err
+			}
+			c = found
+		}
+		if err := admitted(ctx, c); err != nil {
+			return err
+		}
+		m.log.Info("joined", "server", m.cfg.Server, "took", time.Since(start).Round(time.Millisecond))
+		return nil
+	})
+}
+
+func (m *Machine) discover(ctx context.Context, role join.Role) (*Candidate, error) {
+	text, err := m.cfg.TokenText()
+	if err != nil {
+		return nil, err
+	}
+	if text == "" {
+		return nil, fmt.Errorf("a token is needed to join %s: give --token (on a server: kedge token create --role %s)", m.cfg.Server, role)
+	}
+	token, err := join.Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", m.tokenSource(), err)
+	}
+	cluster, err := join.Discover(ctx, join.Target{Server: m.cfg.Server, Token: token, Role: role, Log: m.log})
+	if err != nil {
+		return nil, err
+	}
+	client, err := cluster.Client(token, nil)
+	if err != nil {
+		return nil, err
+	}
+	settings, ca, err := client.Settings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := &Candidate{Client: client, Cluster: cluster, ClientCA: ca}
+	if err := json.Unmarshal(settings, &c.Settings); err != nil {
+		return nil, fmt.Errorf("the cluster's settings (ConfigMap kube-system/%s): %w", join.ConfigMapCluster, err)
+	}
+	return c, m.cfg.Adopt(c.Settings)
+}
+
+func (m *Machine) tokenSource() string {
+	if m.cfg.TokenFile != "" {
+		return m.cfg.TokenFile
+	}
+	return m.cfg.Given["token"]
+}

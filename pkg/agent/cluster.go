@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/google/renameio/v2"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/kedge-io/kedge/pkg/config"
+	"github.com/kedge-io/kedge/pkg/join/authority"
+	"github.com/kedge-io/kedge/pkg/tunnel"
+)
+
+// Membership is what a machine remembers of the cluster that it is part of, in data-dir/cluster.json.
+type Membership struct {
+	Cluster config.Cluster `json:"cluster"`
+	// Joined says that the cluster was there before this machine: without its data it must not make one.
+	Joined bool `json:"joined"`
+}
+
+func membershipFile(cfg *config.Config) string { return filepath.Join(cfg.DataDir, "cluster.json") }
+
+// Recall reads what an earlier start kept and makes cfg agree with it. It returns nil when the machine is not part of a cluster yet.
+func Recall(cfg *config.Config) (*Membership, error) {
+	file := membershipFile(cfg)
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var known Membership
+	if err := json.Unmarshal(b, &known); err != nil {
+		return nil, fmt.Errorf("%s is damaged: %w; take it from another node of the cluster, it is the same everywhere, but for \"joined\"", file, err)
+	}
+	return &known, cfg.Adopt(known.Cluster)
+}
+
+// Remember keeps it for later starts.
+func Remember(cfg *config.Config, known Membership) error {
+	b, err := json.MarshalIndent(known, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(cfg.DataDir, 0o711); err != nil {
+		return err
+	}
+	return renameio.WriteFile(membershipFile(cfg), append(b, '\n'), 0o600)
+}
+
+// Client speaks to whichever API server the load balancer finds, as this node.
+func (m *Machine) Client() (kubernetes.Interface, error) {
+	rest, err := clientcmd.BuildConfigFromFlags("", m.Credentials.Kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	return kubernetes.NewForConfig(rest)
+}
+
+// watchServers follows the cluster's list of servers: for the load balancer, the tunnels and OnServers.
+func (m *Machine) watchServers(ctx context.Context) {
+	client, err := m.Client()
+	if err != nil {
+		m.log.Error("the list of API servers stays as it is", "component", "load-balancer", "error", err)
+		return
+	}
+	authority.WatchServers(ctx, client, func(servers map[string]authority.Server, err error) {
+		if err != nil {
+			m.log.Warn("the cluster's list of servers is damaged in part", "component", "load-balancer", "error", err)
+		}
+		var addresses, others []string
+		for name, s := range servers {
+			if s.Address == "" {
+				continue
+			}
+			addresses = append(addresses, s.Address)
+			if name != m.cfg.NodeName {
+				others = append(others, s.Address)
+			}
+		}
+		if err := m.balancer.SetServers(addresses); err != nil {
+			m.log.Warn("the list of API servers could not be kept for the next start", "component", "load-balancer", "error", err)
+		}
+		if m.tunnel != nil {
+			m.tunnel.SetServers(others)
+		}
+		if m.OnServers != nil {
+			m.OnServers(servers)
+		}
+	})
+}
+
+// newTunnel lets API servers that cannot connect to this node reach its kubelet and its pods.
+func (m *Machine) newTunnel() *tunnel.Client {
+	policy := tunnel.Policy{Pods: func() []netip.Prefix { return []netip.Prefix{m.cfg.ClusterCIDR} }}
+	return tunnel.NewClient(tunnel.ClientConfig{TLS: m.tlsConfig, Allow: policy.Allow, Log: m.log})
+}

@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/kedge-io/kedge/pkg/agent"
+	"github.com/kedge-io/kedge/pkg/apilb"
+	"github.com/kedge-io/kedge/pkg/datastore"
+	"github.com/kedge-io/kedge/pkg/join"
+	"github.com/kedge-io/kedge/pkg/join/authority"
+	"github.com/kedge-io/kedge/pkg/pki"
+	"github.com/kedge-io/kedge/pkg/supervise"
+	"github.com/kedge-io/kedge/pkg/version"
+)
+
+// enter decides what this server is to its cluster: one that was part of it before goes on, one that has lost its place or has none
+// joins, and only one that was told of no other makes a cluster.
+func (s *server) enter(ctx context.Context, known *agent.Membership) error {
+	if err := s.leaveStaleData(); err != nil {
+		return err
+	}
+	hasData := datastore.HasMember(s.etcdDir())
+	switch {
+	case s.cfg.HasEtcd() && hasData, !s.cfg.HasEtcd() && known != nil:
+		if known == nil { // of a version that did not keep it
+			return agent.Remember(s.cfg, agent.Membership{Cluster: s.cfg.Cluster})
+		}
+		return nil
+	case s.cfg.Server != "":
+		return s.join(ctx)
+	case known != nil && known.Joined:
+		return fmt.Errorf("this server joined a cluster, but its datastore %s is empty: to join again, give --server and --token "+
+			"(on another server: kedge token create --role server); it does not make a cluster of its own", s.etcdDir())
+	}
+	s.bootstrap = true
+	return agent.Remember(s.cfg, agent.Membership{Cluster: s.cfg.Cluster})
+}
+
+// leaveStaleData moves the data of a member aside that the cluster has removed, so that this server can join afresh.
+func (s *server) leaveStaleData() error {
+	removed, err := datastore.ReadRemoved(s.etcdDir())
+	if removed == nil || err != nil {
+		return err
+	}
+	if s.cfg.Server == "" {
+		return fmt.Errorf("this server was removed from its cluster (noticed %s): to join again, give --server and --token "+
+			"(on another server: kedge token create --role server); its old data is moved aside then, not deleted", removed.Time.Format(time.RFC3339))
+	}
+	moved, err := datastore.MoveAside(s.etcdDir())
+	if moved != "" {
+		s.log.Warn("this server was removed from its cluster: its old data has been moved aside, and it joins afresh", "noticed", removed.Time, "data", moved)
+	}
+	return err
+}
+
+// join gets the keys of the cluster and a place in its datastore.
+func (s *server) join(ctx context.Context) error {
+	var cert, key []byte
+	return s.Join(ctx, join.Server, func(ctx context.Context, c *agent.Candidate) (err error) {
+		if cert == nil {
+			if cert, key, err = c.ServerCertificate(ctx, s.cfg.NodeName); err != nil {
+				return err
+			}
+		}
+		api, err := c.Cluster.API(cert, key, nil)
+		if err != nil {
+			return err
+		}
+		keys, err := api.Keys(ctx)
+		if err != nil {
+			return err
+		}
+		if err := pki.Import(s.cfg.PKIDir(), keys); err != nil {
+			return err
+		}
+		if err := agent.Remember(s.cfg, agent.Membership{Cluster: c.Settings, Joined: true}); err != nil {
+			return err
+		}
+		if s.cfg.HasEtcd() {
+			s.joining, err = api.AddMember(ctx, s.cfg.NodeName, s.peerURL())
+		}
+		return err
+	})
+}
+
+// serverConfig is how this server shows itself to the API and the join API of whichever server answers.
+func (s *server) serverConfig(b *apilb.Balancer) *rest.Config {
+	return &rest.Config{
+		Host:            "https://" + s.BalancerAddress(),
+		TLSClientConfig: rest.TLSClientConfig{CAFile: s.pki.CertFile(pki.ServerCA), CertFile: s.pki.CertFile(pki.ServerClient), KeyFile: s.pki.KeyFile(pki.ServerClient)},
+		Timeout:         15 * time.Second,
+		Dial:            func(ctx context.Context, _, _ string) (net.Conn, error) { return b.Dial(ctx) },
+	}
+}
+
+// promote asks the cluster to make this server's member a voter as soon as it has caught up. If it was removed meanwhile, watchMembership
+// ends it.
+func (s *server) promote(b *apilb.Balancer) func(context.Context) error {
+	return func(ctx context.Context) error {
+		api, err := join.NewAPI(s.serverConfig(b))
+		if err != nil {
+			return err
+		}
+		var said string
+		start := time.Now()
+		err = supervise.Poll(ctx, func() error {
+			err := api.Promote(ctx, s.cfg.NodeName) // the name is known as soon as the member has started
+			if err != nil && err.Error() != said {
+				said = err.Error()
+				s.log.Info("datastore member is a learner", "component", datastore.Component, "reason", err)
+			}
+			return err
+		})
+		if err == nil {
+			s.log.Info("datastore member votes", "component", datastore.Component, "took", time.Since(start).Round(time.Millisecond))
+		}
+		return nil // a stop is the other tasks' business
+	}
+}
+
+// register enters this server in the cluster's list, by which all nodes find API servers.
+func (s *server) register(b *apilb.Balancer) func(context.Context) error {
+	return func(ctx context.Context) error {
+		client, err := kubernetes.NewForConfig(s.serverConfig(b))
+		if err != nil {
+			return err
+		}
+		entry := authority.Server{Etcd: s.cfg.HasEtcd(), ControlPlane: s.cfg.HasControlPlane(), Version: version.Version}
+		if entry.ControlPlane {
+			entry.Address = net.JoinHostPort(s.cfg.AdvertiseAddress.String(), strconv.Itoa(s.cfg.HTTPSListenPort))
+		}
+		if entry.Etcd {
+			entry.PeerURL = s.peerURL()
+		}
+		_ = supervise.Poll(ctx, func() error { return authority.PutServer(ctx, client, s.cfg.NodeName, entry) }) // ends with ctx
+		return nil
+	}
+}
+
+// watchMembership ends this server when its member was removed from the datastore: for good if it was part of the cluster in this
+// run, as somebody removed it just now; for a fresh start, which joins again, if it has come back to a cluster that does not know it.
+func (s *server) watchMembership(ctx context.Context) error {
+	if !s.cfg.HasEtcd() {
+		return nil
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.etcdChanged:
+		}
+		removed, err := datastore.ReadRemoved(s.etcdDir())
+		if err != nil || removed == nil || s.Leaving() {
+			continue
+		}
+		if s.voted.Load() {
+			s.log.Warn("this server has been removed from the cluster and stops; pods keep running. Start it again to join afresh with a valid token; " +
+				"its data is kept")
+			return errRemoved
+		}
+		if s.cfg.Server == "" {
+			return s.leaveStaleData()
+		}
+		return agent.ErrRestart
+	}
+}
+
+// leaveCluster has another server remove this one: its own datastore member ends by it.
+func (s *server) leaveCluster(b *apilb.Balancer) func(context.Context, bool, func(string)) error {
+	return func(ctx context.Context, force bool, say func(string)) error {
+		config, err := clientcmd.BuildConfigFromFlags("", s.cfg.WriteKubeconfig)
+		if err != nil {
+			return err
+		}
+		config.Timeout = 30 * time.Second
+		other := ""
+		for _, server := range b.Servers() {
+			if server.Healthy && !server.Local {
+				other = server.Address
+			}
+		}
+		if other == "" {
+			return errors.New("nothing was changed: no other server answers, and without one the cluster would end with this machine")
+		}
+		config.Host = "https://" + other
+		client, err := kubernetes.NewForConfig(config)
+		if err != nil {
+			return err
+		}
+		api, err := join.NewAPI(config)
+		if err != nil {
+			return err
+		}
+		remover := &authority.Remover{Client: client, API: api}
+		plan, err := remover.Plan(ctx, s.cfg.NodeName)
+		if err != nil {
+			return err
+		}
+		say(plan.String())
+		if plan.BreaksQuorum() && !force {
+			return errors.New("nothing was changed: the datastore would lose its majority; bring the other servers back first, or use --force")
+		}
+		return remover.Remove(ctx, s.cfg.NodeName, force)
+	}
+}
+
+// errRemoved ends the server without being a failure: a service manager is not to start it again.
+var errRemoved = errors.New("removed from the cluster")
+
+// observe follows the state of the datastore's process for watchMembership.
+func (s *server) observe(processes []supervise.ProcessStatus) {
+	for _, p := range processes {
+		if p.Name != etcd {
+			continue
+		}
+		if p.State == supervise.Ready {
+			s.voted.Store(true)
+		}
+		select {
+		case s.etcdChanged <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// datastoreBalancer is the way to the other servers' datastore members for an API server without one of its own.
+func (s *server) datastoreBalancer() (*apilb.Balancer, error) {
+	files := datastore.TLSFiles{Cert: s.pki.CertFile(pki.EtcdPeer), Key: s.pki.KeyFile(pki.EtcdPeer), CA: s.pki.CertFile(pki.EtcdCA)}
+	probe, err := memberProbe(files)
+	if err != nil {
+		return nil, err
+	}
+	return apilb.New(apilb.Config{
+		Listen:   netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), etcdClientPort).String(),
+		File:     filepath.Join(s.cfg.DataDir, "datastores.json"),
+		NodeName: s.cfg.NodeName,
+		Probe:    probe,
+		Logger:   s.log.With("component", datastore.Component),
+	})
+}
+
+// memberProbe asks a datastore member on its client port whether it has a leader.
+func memberProbe(files datastore.TLSFiles) (func(context.Context, string) error, error) {
+	config, err := files.ClientConfig()
+	if err != nil {
+		return nil, err
+	}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: config, MaxIdleConnsPerHost: 1}}
+	return func(ctx context.Context, address string) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+"/health?serializable=true", nil)
+		if err != nil {
+			return err
+		}
+		res, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		if _, err := io.Copy(io.Discard, res.Body); err != nil {
+			return err
+		}
+		if res.StatusCode != http.StatusOK {
+			return &apilb.NotReadyError{Reason: res.Status}
+		}
+		return nil
+	}, nil
+}
+
+// reset makes this server's member the only one of the datastore.
+func (s *server) reset(ctx context.Context, known *agent.Membership) error {
+	if !s.cfg.HasEtcd() || known == nil && !datastore.HasMember(s.etcdDir()) {
+		return fmt.Errorf("--cluster-reset: there is no data of a cluster in %s", s.etcdDir())
+	}
+	var err error
+	if s.pki, err = pki.Ensure(ctx, s.pkiConfig()); err != nil {
+		return err
+	}
+	if err := datastore.Reset(ctx, s.etcdConfig(), datastore.ResetOptions{}, s.log.With("component", datastore.Component)); err != nil {
+		return fmt.Errorf("--cluster-reset: %w", err)
+	}
+	fmt.Fprintln(os.Stderr, resetDone)
+	return nil
+}
+
+const resetDone = `
+This server is now the only member of the datastore, with all its data. Next:
+  1. start it again without --cluster-reset (systemctl start kedge)
+  2. start the other servers with their ordinary command: they notice that they are not members any more, move their old data
+     aside and join again. Do it when this one is ready, not before.`
