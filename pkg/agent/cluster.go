@@ -18,6 +18,7 @@ import (
 
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/join/authority"
+	"github.com/kedge-io/kedge/pkg/supervise"
 	"github.com/kedge-io/kedge/pkg/tunnel"
 )
 
@@ -75,6 +76,11 @@ func (m *Machine) watchServers(ctx context.Context) {
 		m.log.Error("the list of API servers stays as it is", "component", "load-balancer", "error", err)
 		return
 	}
+	// On a cluster's first start the API is there before the rule that lets nodes read the list, and a watch that is refused is an error in
+	// the log.
+	if supervise.Poll(ctx, func() error { _, err := authority.ListServers(ctx, client); return err }) != nil {
+		return
+	}
 	authority.WatchServers(ctx, client, func(servers map[string]authority.Server, err error) {
 		if err != nil {
 			m.log.Warn("the cluster's list of servers is damaged in part", "component", "load-balancer", "error", err)
@@ -88,6 +94,9 @@ func (m *Machine) watchServers(ctx context.Context) {
 			if name != m.cfg.NodeName {
 				others = append(others, s.Address)
 			}
+		}
+		if m.cfg.HasControlPlane() {
+			addresses = others // its own it knows by another address
 		}
 		if err := m.balancer.SetServers(addresses); err != nil {
 			m.log.Warn("the list of API servers could not be kept for the next start", "component", "load-balancer", "error", err)

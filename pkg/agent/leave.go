@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"path/filepath"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -108,7 +107,7 @@ func (m *Machine) beforeStop(name string) {
 func (m *Machine) finishLeave() {
 	c := m.cfg
 	var errs []error
-	for _, path := range append(m.LeaveFiles, membershipFile(c), filepath.Join(c.DataDir, "servers.json"), c.PKIDir(), node.CertDir(c.KubeletRootDir)) {
+	for _, path := range append(m.LeaveFiles, membershipFile(c), BalancerFile(c), c.PKIDir(), node.CertDir(c.KubeletRootDir)) {
 		errs = append(errs, os.RemoveAll(path))
 	}
 	err := errors.Join(errs...)

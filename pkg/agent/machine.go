@@ -118,6 +118,9 @@ func (m *Machine) BalancerAddress() string {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(m.cfg.LBServerPort))
 }
 
+// BalancerFile is where the load balancer keeps the list of servers.
+func BalancerFile(cfg *config.Config) string { return filepath.Join(cfg.DataDir, "servers.json") }
+
 // Balance makes the load balancer. local is the address of this machine's own API server, empty if there is none.
 func (m *Machine) Balance(local string) (*apilb.Balancer, error) {
 	join := ""
@@ -129,7 +132,7 @@ func (m *Machine) Balance(local string) (*apilb.Balancer, error) {
 		Listen:   m.BalancerAddress(),
 		Local:    local,
 		Join:     join,
-		File:     filepath.Join(m.cfg.DataDir, "servers.json"),
+		File:     BalancerFile(m.cfg),
 		NodeName: m.cfg.NodeName,
 		Probe:    apilb.HTTPSProbe(ca),
 		Logger:   m.log.With("component", "load-balancer"),

@@ -131,7 +131,7 @@ func New(cfg Config) (*Balancer, error) {
 		kick: make(chan struct{}, 1), addr: cfg.Listen,
 	}
 	b.buffers.New = func() any { return new(buffer) }
-	list, err := readList(cfg.File)
+	list, err := ReadFile(cfg.File)
 	if err != nil {
 		b.log.Warn("the list of servers of the last run is damaged; it is written anew when a server has been reached", "file", cfg.File, "error", err)
 	}

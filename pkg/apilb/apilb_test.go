@@ -365,7 +365,7 @@ func TestSetServers(t *testing.T) {
 	if err != nil || info.Mode() != 0o600 {
 		t.Fatalf("file: %v %v", info, err)
 	}
-	if got, err := readList(file); err != nil || len(got) != 2 {
+	if got, err := ReadFile(file); err != nil || len(got) != 2 {
 		t.Errorf("got %v %v", got, err)
 	}
 	before := changes.Load()
@@ -383,7 +383,7 @@ func TestSetServers(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), `"nonsense"`) {
 		t.Errorf("got error %v", err)
 	}
-	if got, err := readList(file); err != nil || !slices.Equal(got, []string{two.address}) {
+	if got, err := ReadFile(file); err != nil || !slices.Equal(got, []string{two.address}) {
 		t.Errorf("got %v %v", got, err)
 	}
 	// The join address stays, as the last resort: it is another one now.
@@ -409,7 +409,7 @@ func TestSetServers(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.use(one.address)
-	if got, err := readList(file); err != nil || !slices.Equal(got, []string{one.address}) {
+	if got, err := ReadFile(file); err != nil || !slices.Equal(got, []string{one.address}) {
 		t.Errorf("got %v %v", got, err)
 	}
 }
@@ -468,7 +468,7 @@ func TestFile(t *testing.T) {
 				t.Errorf("log:\n%s", log)
 			}
 			h.use(two.address)
-			if got, err := readList(file); err != nil || !slices.Equal(got, []string{two.address}) {
+			if got, err := ReadFile(file); err != nil || !slices.Equal(got, []string{two.address}) {
 				t.Errorf("got %v %v", got, err)
 			}
 		})
@@ -608,7 +608,7 @@ func FuzzFile(f *testing.F) {
 		if err := writeList(file, servers); err != nil {
 			t.Fatal(err)
 		}
-		again, err := readList(file)
+		again, err := ReadFile(file)
 		if err != nil || !slices.Equal(again, servers) {
 			t.Errorf("wrote %q, read %q: %v", servers, again, err)
 		}

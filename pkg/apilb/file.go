@@ -24,8 +24,8 @@ type list struct {
 	Servers []string `json:"servers"`
 }
 
-// readList gives the valid addresses of a file, and an error that says what is wrong with the rest. A missing file is an empty list.
-func readList(file string) ([]string, error) {
+// ReadFile gives the valid addresses of a balancer's file (Config.File), and an error that says what is wrong with the rest. A missing file is an empty list.
+func ReadFile(file string) ([]string, error) {
 	data, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

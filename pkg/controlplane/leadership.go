@@ -7,12 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
@@ -99,15 +97,12 @@ func (l *leadership) elect(ctx context.Context, t *term) error {
 	electing, release := context.WithCancel(context.WithoutCancel(ctx))
 	defer release()
 	started, over := make(chan struct{}), make(chan struct{})
-	host, err := os.Hostname()
-	if err != nil {
-		return err
-	}
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock: &resourcelock.LeaseLock{
 			LeaseMeta:  metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: leaseName},
 			Client:     l.client.CoordinationV1(),
-			LockConfig: resourcelock.ResourceLockConfig{Identity: fmt.Sprintf("%s_%s_%s", l.node, host, uuid.NewUUID())},
+			// The name alone: a process that comes after one that was killed goes on with its lease. There is one per server.
+			LockConfig: resourcelock.ResourceLockConfig{Identity: l.node},
 		},
 		Name:            leaseName,
 		LeaseDuration:   leaseDuration,
@@ -117,8 +112,8 @@ func (l *leadership) elect(ctx context.Context, t *term) error {
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(context.Context) { close(started) },
 			OnStoppedLeading: func() {},
-			OnNewLeader: func(identity string) {
-				if leader := nodeOf(identity); leader != l.node {
+			OnNewLeader: func(leader string) {
+				if leader != l.node {
 					l.follows(leader)
 				}
 			},
@@ -193,14 +188,4 @@ func (l *leadership) shared(ctx context.Context, alone bool) error {
 	case <-ctx.Done():
 		return fmt.Errorf("this server could not take the lease %s, without which two servers would lead: %w", leaseName, ctx.Err())
 	}
-}
-
-// nodeOf is the name of the server in a lease's identity; node names hold no underscores.
-func nodeOf(identity string) string {
-	for i := range identity {
-		if identity[i] == '_' {
-			return identity[:i]
-		}
-	}
-	return identity
 }

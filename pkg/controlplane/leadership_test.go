@@ -57,7 +57,7 @@ func leaseHolder(t *testing.T, client *fake.Clientset) string {
 	if err != nil {
 		return ""
 	}
-	return nodeOf(ptr.Deref(l.Spec.HolderIdentity, ""))
+	return ptr.Deref(l.Spec.HolderIdentity, "")
 }
 
 // A lone server needs no lease; when another one joins it takes it, before it lets that one in, and its loops run on.

@@ -32,12 +32,13 @@ import (
 // enter decides what this server is to its cluster: one that was part of it before goes on, one that has lost its place or has none
 // joins, and only one that was told of no other makes a cluster.
 func (s *server) enter(ctx context.Context, known *agent.Membership) error {
-	if err := s.leaveStaleData(); err != nil {
-		return err
-	}
-	hasData := datastore.HasMember(s.etcdDir())
+	removed, err := datastore.ReadRemoved(s.etcdDir())
 	switch {
-	case s.cfg.HasEtcd() && hasData, !s.cfg.HasEtcd() && known != nil:
+	case err != nil:
+		return err
+	case removed != nil:
+		return s.comeBack(ctx, removed)
+	case s.cfg.HasEtcd() && datastore.HasMember(s.etcdDir()), !s.cfg.HasEtcd() && known != nil:
 		if known == nil { // of a version that did not keep it
 			return agent.Remember(s.cfg, agent.Membership{Cluster: s.cfg.Cluster})
 		}
@@ -52,21 +53,60 @@ func (s *server) enter(ctx context.Context, known *agent.Membership) error {
 	return agent.Remember(s.cfg, agent.Membership{Cluster: s.cfg.Cluster})
 }
 
-// leaveStaleData moves the data of a member aside that the cluster has removed, so that this server can join afresh.
-func (s *server) leaveStaleData() error {
-	removed, err := datastore.ReadRemoved(s.etcdDir())
-	if removed == nil || err != nil {
+// comeBack lets a server whose member was removed from the datastore take part again. Its old data is moved aside. Where the cluster
+// still counts on it (after a reset of the datastore on another server) its keys are enough; if somebody removed it, it takes a token.
+func (s *server) comeBack(ctx context.Context, removed *datastore.Removal) error {
+	api, err := s.readmission(ctx)
+	if err != nil && s.cfg.Server == "" {
+		return fmt.Errorf("this server was removed from its cluster (noticed %s), and cannot take part again by itself: %w. To join, give --server and --token "+
+			"(on another server: kedge token create --role server); its old data is moved aside then, not deleted", removed.Time.Format(time.RFC3339), err)
+	}
+	moved, moveErr := datastore.MoveAside(s.etcdDir())
+	if moveErr != nil {
+		return moveErr
+	}
+	s.log.Warn("this server is not a member of the datastore any more: its old data has been moved aside", "noticed", removed.Time, "data", moved)
+	if err != nil {
+		return s.join(ctx)
+	}
+	report := func(reason string) {
+		s.log.Info("waiting to take part again", "reason", reason)
+		s.Phase("waiting to take part again: " + reason)
+	}
+	return join.Wait(ctx, s.cfg.JoinTimeout, report, func(ctx context.Context) error {
+		s.joining, err = api.AddMember(ctx, s.cfg.NodeName, s.peerURL())
 		return err
+	})
+}
+
+// readmission finds a server that still has this one in its list, and returns a client of its join API with this server's own
+// certificate.
+func (s *server) readmission(ctx context.Context) (*join.API, error) {
+	var err error
+	if s.pki, err = pki.Ensure(ctx, s.pkiConfig()); err != nil {
+		return nil, err
 	}
-	if s.cfg.Server == "" {
-		return fmt.Errorf("this server was removed from its cluster (noticed %s): to join again, give --server and --token "+
-			"(on another server: kedge token create --role server); its old data is moved aside then, not deleted", removed.Time.Format(time.RFC3339))
+	addresses, err := apilb.ReadFile(agent.BalancerFile(s.cfg))
+	if err != nil {
+		return nil, err
 	}
-	moved, err := datastore.MoveAside(s.etcdDir())
-	if moved != "" {
-		s.log.Warn("this server was removed from its cluster: its old data has been moved aside, and it joins afresh", "noticed", removed.Time, "data", moved)
+	errs := []error{errors.New("no other server that is known here counts on it")}
+	for _, address := range addresses {
+		config := s.serverConfig(nil)
+		config.Host, config.Timeout = "https://"+address, 5*time.Second
+		client, err := kubernetes.NewForConfig(config)
+		if err != nil {
+			return nil, err
+		}
+		servers, err := authority.ListServers(ctx, client)
+		if _, listed := servers[s.cfg.NodeName]; err == nil && listed {
+			config.Timeout = 0
+			return join.NewAPI(config)
+		} else if err != nil {
+			errs = append(errs, err)
+		}
 	}
-	return err
+	return nil, errors.Join(errs...)
 }
 
 // join gets the keys of the cluster and a place in its datastore.
@@ -101,12 +141,15 @@ func (s *server) join(ctx context.Context) error {
 
 // serverConfig is how this server shows itself to the API and the join API of whichever server answers.
 func (s *server) serverConfig(b *apilb.Balancer) *rest.Config {
-	return &rest.Config{
+	config := &rest.Config{
 		Host:            "https://" + s.BalancerAddress(),
 		TLSClientConfig: rest.TLSClientConfig{CAFile: s.pki.CertFile(pki.ServerCA), CertFile: s.pki.CertFile(pki.ServerClient), KeyFile: s.pki.KeyFile(pki.ServerClient)},
 		Timeout:         15 * time.Second,
-		Dial:            func(ctx context.Context, _, _ string) (net.Conn, error) { return b.Dial(ctx) },
 	}
+	if b != nil {
+		config.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return b.Dial(ctx) }
+	}
+	return config
 }
 
 // promote asks the cluster to make this server's member a voter as soon as it has caught up. If it was removed meanwhile, watchMembership
@@ -174,9 +217,7 @@ func (s *server) watchMembership(ctx context.Context) error {
 				"its data is kept")
 			return errRemoved
 		}
-		if s.cfg.Server == "" {
-			return s.leaveStaleData()
-		}
+		s.log.Warn("this server is not a member of the datastore any more, starting again to take part afresh")
 		return agent.ErrRestart
 	}
 }
@@ -261,7 +302,8 @@ func memberProbe(files datastore.TLSFiles) (func(context.Context, string) error,
 	if err != nil {
 		return nil, err
 	}
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: config, MaxIdleConnsPerHost: 1}}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: config, MaxIdleConnsPerHost: 1, TLSHandshakeTimeout: time.Second,
+		DialContext: (&net.Dialer{Timeout: time.Second}).DialContext}} // dials outlive the probe
 	return func(ctx context.Context, address string) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+"/health?serializable=true", nil)
 		if err != nil {

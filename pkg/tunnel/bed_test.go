@@ -25,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/trace/noop"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -136,6 +137,7 @@ func (a *authority) filters(h http.Handler) http.Handler {
 	longRunning := func(*http.Request, *request.RequestInfo) bool { return false }
 	auth := authenticator.Request(x509request.New(x509.VerifyOptions{Roots: a.pool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, x509request.CommonNameUserConversion))
 	h = filters.WithAudit(h, noAudit{}, policy.NewFakePolicyRuleEvaluator(auditinternal.LevelRequestResponse, nil), longRunning)
+	h = filters.WithTracing(h, noop.NewTracerProvider())
 	h = filters.WithAuthentication(h, auth, http.NotFoundHandler(), nil, nil)
 	h = filters.WithWarningRecorder(h)
 	h = genericfilters.WithTimeoutForNonLongRunningRequests(h, longRunning)
