@@ -8,14 +8,23 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/kedge-io/kedge/pkg/apilb"
 	"github.com/kedge-io/kedge/pkg/check"
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/join"
 	"github.com/kedge-io/kedge/pkg/node"
 	"github.com/kedge-io/kedge/pkg/pki"
 	"github.com/kedge-io/kedge/pkg/registries"
+	"github.com/kedge-io/kedge/pkg/supervise"
 	"github.com/kedge-io/kedge/pkg/version"
 )
 
@@ -39,6 +48,7 @@ func Run(ctx context.Context, cfg *config.Config) error {
 			return err
 		}
 		m.Credentials = Credentials{Kubeconfig: files.KubeconfigFile(), ClientCert: files.Credentials, ServerCA: files.ServerCAFile(), ClientCA: files.ClientCAFile()}
+		m.OnChange = m.noteRegistered
 		m.Certificates = func() []pki.CertStatus { return pki.FileStatus(pki.KubeletClient, files.Credentials) }
 		if _, err := m.Balance(""); err != nil {
 			return err
@@ -62,7 +72,7 @@ func CheckOptions(c *config.Config) check.Options {
 	o := check.Options{
 		DataDir: c.DataDir, KubeletDir: c.KubeletRootDir, NodeName: c.NodeName, Agent: c.Role == config.RoleAgent,
 		ProxyMode: string(c.ProxyMode), FlannelBackend: string(c.FlannelBackend), Snapshotter: string(c.Snapshotter),
-		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, DNSAddress: c.ClusterDNS, ResolvConf: c.ResolvConf,
+		ClusterCIDR: c.ClusterCIDR, ServiceCIDR: c.ServiceCIDR, DNSAddress: c.ClusterDNS, ResolvConf: c.ResolvConf, BalancerPort: c.LBServerPort,
 	}
 	if c.DisableKubeProxy {
 		o.ProxyMode = "none"
@@ -73,6 +83,9 @@ func CheckOptions(c *config.Config) check.Options {
 // enroll makes the machine a node of the cluster, unless it is one already and its credentials still hold.
 func (m *Machine) enroll(ctx context.Context, known *Membership, files pki.Agent) error {
 	lapsed := checkCredentials(files.Credentials, m.cfg.NodeName)
+	if lapsed == nil && known != nil && known.Registered {
+		lapsed = m.checkRegistered(ctx, files)
+	}
 	if known != nil && lapsed == nil {
 		return nil
 	}
@@ -93,6 +106,72 @@ func (m *Machine) enroll(ctx context.Context, known *Membership, files pki.Agent
 		}
 		return Remember(m.cfg, Membership{Cluster: c.Settings, Joined: true})
 	})
+}
+
+// registeredTimeout is how long a start waits for a server that may know that this node was removed: when all are down it goes on.
+const registeredTimeout = 3 * time.Second
+
+// errRemoved is why credentials that are valid are not used: a certificate cannot be taken back.
+var errRemoved = errors.New("this node was removed from the cluster")
+
+// checkRegistered asks the servers known here whether a node that has been in the cluster still is.
+func (m *Machine) checkRegistered(ctx context.Context, files pki.Agent) error {
+	ctx, cancel := context.WithTimeout(ctx, registeredTimeout)
+	defer cancel()
+	addresses, err := apilb.ReadFile(BalancerFile(m.cfg))
+	if err != nil {
+		m.log.Warn("list of servers", "error", err)
+	}
+	if u, err := url.Parse(m.cfg.Server); err == nil && u.Host != "" {
+		addresses = append(addresses, u.Host)
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", files.KubeconfigFile())
+	if err != nil {
+		return err
+	}
+	gone := make(chan bool, len(addresses))
+	for _, address := range addresses {
+		go func() { gone <- nodeIsGone(ctx, config, address, m.cfg.NodeName) }()
+	}
+	for range addresses {
+		if <-gone {
+			return errRemoved
+		}
+	}
+	return nil
+}
+
+// nodeIsGone says whether a server answers that there is no such Node.
+func nodeIsGone(ctx context.Context, config *rest.Config, address, name string) bool {
+	config = rest.CopyConfig(config)
+	config.Host = "https://" + address
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return false
+	}
+	_, err = client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	return apierrors.IsNotFound(err)
+}
+
+// noteRegistered remembers that the Node has been there, so that a later start can tell a removed node from one that is still to
+// register.
+func (m *Machine) noteRegistered(processes []supervise.ProcessStatus) {
+	for _, p := range processes {
+		for _, c := range p.Components {
+			if c.Name == node.ComponentKubelet && c.State == supervise.Ready {
+				m.registered.Do(func() {
+					known, err := Recall(m.cfg)
+					if err == nil && known != nil && !known.Registered {
+						known.Registered = true
+						err = Remember(m.cfg, *known)
+					}
+					if err != nil {
+						m.log.Warn("what this machine knows of its cluster could not be written", "error", err)
+					}
+				})
+			}
+		}
+	}
 }
 
 func (m *Machine) notPart(known *Membership, lapsed error) error {

@@ -27,6 +27,8 @@ type Membership struct {
 	Cluster config.Cluster `json:"cluster"`
 	// Joined says that the cluster was there before this machine: without its data it must not make one.
 	Joined bool `json:"joined"`
+	// Registered says that an agent's Node has been there: if it is not any more, somebody removed it.
+	Registered bool `json:"registered,omitempty"`
 }
 
 func membershipFile(cfg *config.Config) string { return filepath.Join(cfg.DataDir, "cluster.json") }

@@ -81,6 +81,8 @@ type Machine struct {
 	ready bool
 	phase string // what goes on before the processes start
 
+	registered sync.Once
+
 	leaving *leaving // nil: it does not leave
 	left    chan struct{}
 

@@ -30,6 +30,7 @@ type Options struct {
 	Agent    bool   // the machine carries no control plane: neither API server nor etcd
 
 	Ports          []Port // default: what DefaultPorts gives
+	BalancerPort   int    // of the load balancer on loopback, for DefaultPorts; default 6444
 	ProxyMode      string // auto (default), ipvs, nftables, iptables, none
 	FlannelBackend string // vxlan (default), host-gw, none
 	Snapshotter    string // overlayfs (default), native

@@ -352,9 +352,9 @@ func TestDefaultPorts(t *testing.T) {
 		api     netip.AddrPort
 		want    string
 	}{
-		"server":  {Options{}, netip.AddrPort{}, "6443/tcp 2380/tcp 10250/tcp 10256/tcp 8472/udp 10.43.0.10:53/udp 10.43.0.10:53/tcp"},
-		"agent":   {Options{Agent: true}, netip.AddrPort{}, "10250/tcp 10256/tcp 8472/udp 10.43.0.10:53/udp 10.43.0.10:53/tcp"},
-		"host-gw": {Options{FlannelBackend: "host-gw", ProxyMode: "none"}, netip.MustParseAddrPort("10.0.0.1:443"), "10.0.0.1:443/tcp 2380/tcp 10250/tcp 10.43.0.10:53/udp 10.43.0.10:53/tcp"},
+		"server":  {Options{}, netip.AddrPort{}, "6443/tcp 2380/tcp 127.0.0.1:6444/tcp 10250/tcp 10256/tcp 8472/udp 10.43.0.10:53/udp 10.43.0.10:53/tcp"},
+		"agent":   {Options{Agent: true}, netip.AddrPort{}, "127.0.0.1:6444/tcp 10250/tcp 10256/tcp 8472/udp 10.43.0.10:53/udp 10.43.0.10:53/tcp"},
+		"host-gw": {Options{FlannelBackend: "host-gw", ProxyMode: "none"}, netip.MustParseAddrPort("10.0.0.1:443"), "10.0.0.1:443/tcp 2380/tcp 127.0.0.1:6444/tcp 10250/tcp 10.43.0.10:53/udp 10.43.0.10:53/tcp"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := list(DefaultPorts(test.options, test.api)); got != test.want {

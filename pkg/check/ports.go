@@ -46,6 +46,10 @@ func DefaultPorts(o Options, api netip.AddrPort) []Port {
 	if api.Port() == 0 {
 		api = netip.AddrPortFrom(api.Addr(), 6443)
 	}
+	balancer := o.BalancerPort
+	if balancer == 0 {
+		balancer = 6444
+	}
 	o = o.withoutPorts()
 	var ports []Port
 	if !o.Agent {
@@ -53,7 +57,9 @@ func DefaultPorts(o Options, api netip.AddrPort) []Port {
 			Port{Port: int(api.Port()), Proto: "tcp", Addr: api.Addr(), Purpose: purposeAPI},
 			Port{Port: 2380, Proto: "tcp", Purpose: "etcd between servers"})
 	}
-	ports = append(ports, Port{Port: 10250, Proto: "tcp", Purpose: "kubelet"})
+	ports = append(ports,
+		Port{Port: balancer, Proto: "tcp", Addr: netip.MustParseAddr("127.0.0.1"), Purpose: "this node's way to the API servers"},
+		Port{Port: 10250, Proto: "tcp", Purpose: "kubelet"})
 	if o.ProxyMode != "none" {
 		ports = append(ports, Port{Port: 10256, Proto: "tcp", Purpose: "health of the service proxy"})
 	}

@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
-	"k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/client-go/informers"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	"k8s.io/client-go/kubernetes"
@@ -239,10 +238,6 @@ func (p *plane) runAPIServer(ctx context.Context) error {
 	}
 	if cfg.KubeAPIs.Extra.EndpointReconcilerConfig.Reconciler, err = newEndpointReconciler(cfg.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig); err != nil {
 		return err
-	}
-	longRunning := cfg.Aggregator.GenericConfig.LongRunningFunc
-	cfg.Aggregator.GenericConfig.LongRunningFunc = func(r *http.Request, info *request.RequestInfo) bool {
-		return info.Path == join.PathConnect || longRunning(r, info)
 	}
 	ready, err := cfg.Complete()
 	if err != nil {

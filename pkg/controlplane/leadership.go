@@ -99,8 +99,8 @@ func (l *leadership) elect(ctx context.Context, t *term) error {
 	started, over := make(chan struct{}), make(chan struct{})
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock: &resourcelock.LeaseLock{
-			LeaseMeta:  metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: leaseName},
-			Client:     l.client.CoordinationV1(),
+			LeaseMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: leaseName},
+			Client:    l.client.CoordinationV1(),
 			// The name alone: a process that comes after one that was killed goes on with its lease. There is one per server.
 			LockConfig: resourcelock.ResourceLockConfig{Identity: l.node},
 		},

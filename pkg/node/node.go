@@ -284,14 +284,19 @@ func (n *node) waitForNode(ctx context.Context, client kubernetes.Interface, con
 
 // watchKubelet reports the kubelet as ready when it says so itself, with the Node's own words otherwise.
 func (n *node) watchKubelet(ctx context.Context, client kubernetes.Interface) {
+	seen := false
 	n.watch(ctx, ComponentKubelet, "", func() error {
 		if err := httpOK(ctx, "http://127.0.0.1:10248/healthz"); err != nil {
 			return err
 		}
 		node, err := client.CoreV1().Nodes().Get(ctx, n.cfg.Name, metav1.GetOptions{ResourceVersion: "0"})
+		if apierrors.IsNotFound(err) && seen {
+			return errors.New("the cluster has no node of this name any more: it was removed; to join again restart Kedge, on an agent with a valid token")
+		}
 		if err != nil {
 			return err
 		}
+		seen = true
 		for _, c := range node.Status.Conditions {
 			if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
 				return errors.New(c.Message)

@@ -25,7 +25,7 @@ func TestCheckOptions(t *testing.T) {
 	for _, p := range o.Ports {
 		ports = append(ports, p.String())
 	}
-	if got := strings.Join(ports, " "); got != "443/tcp 2380/tcp 10250/tcp" {
+	if got := strings.Join(ports, " "); got != "443/tcp 2380/tcp 127.0.0.1:6444/tcp 10250/tcp" {
 		t.Errorf("ports %s", got)
 	}
 }
