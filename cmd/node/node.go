@@ -99,7 +99,9 @@ func (r removal) run(ctx context.Context, name string) error {
 			return fmt.Errorf("drain %s: %w; the node is cordoned but not removed: try again, or remove it without --drain", name, err)
 		}
 	}
-	if err := r.Remove(ctx, name, r.force); err != nil {
+	if err := r.Remove(ctx, name, r.force); apierrors.IsConflict(err) {
+		return fmt.Errorf("nothing was done: %w; --force removes it all the same", err)
+	} else if err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(r.out, "%s has been removed. If it is to come back, start Kedge there with a valid token.\n", name)

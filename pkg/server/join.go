@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -225,40 +226,56 @@ func (s *server) watchMembership(ctx context.Context) error {
 // leaveCluster has another server remove this one: its own datastore member ends by it.
 func (s *server) leaveCluster(b *apilb.Balancer) func(context.Context, bool, func(string)) error {
 	return func(ctx context.Context, force bool, say func(string)) error {
-		config, err := clientcmd.BuildConfigFromFlags("", s.cfg.WriteKubeconfig)
+		remover, err := s.otherServer(ctx, b)
 		if err != nil {
-			return err
+			return fmt.Errorf("nothing was changed: %w", err)
 		}
-		config.Timeout = 30 * time.Second
-		other := ""
-		for _, server := range b.Servers() {
-			if server.Healthy && !server.Local {
-				other = server.Address
-			}
-		}
-		if other == "" {
-			return errors.New("nothing was changed: no other server answers, and without one the cluster would end with this machine")
-		}
-		config.Host = "https://" + other
-		client, err := kubernetes.NewForConfig(config)
-		if err != nil {
-			return err
-		}
-		api, err := join.NewAPI(config)
-		if err != nil {
-			return err
-		}
-		remover := &authority.Remover{Client: client, API: api}
 		plan, err := remover.Plan(ctx, s.cfg.NodeName)
 		if err != nil {
-			return err
+			return fmt.Errorf("nothing was changed: %w", err)
 		}
 		say(plan.String())
 		if plan.BreaksQuorum() && !force {
 			return errors.New("nothing was changed: the datastore would lose its majority; bring the other servers back first, or use --force")
 		}
-		return remover.Remove(ctx, s.cfg.NodeName, force)
+		if err := remover.Remove(ctx, s.cfg.NodeName, force); apierrors.IsConflict(err) {
+			return fmt.Errorf("nothing was changed: %w; --force leaves all the same", err)
+		} else if err != nil {
+			return err
+		}
+		return nil
 	}
+}
+
+// otherServer finds one that answers, with the administrator's rights.
+func (s *server) otherServer(ctx context.Context, b *apilb.Balancer) (*authority.Remover, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", s.cfg.WriteKubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	errs := []error{errors.New("no other server answers, and without one the cluster would end with this machine")}
+	for _, server := range b.Servers() {
+		if server.Local {
+			continue
+		}
+		config.Host, config.Timeout = "https://"+server.Address, 5*time.Second
+		client, err := kubernetes.NewForConfig(config)
+		if err != nil {
+			return nil, err
+		}
+		// The balancer may not have noticed yet that it is gone.
+		if _, err := authority.ListServers(ctx, client); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		config.Timeout = 30 * time.Second
+		if client, err = kubernetes.NewForConfig(config); err != nil {
+			return nil, err
+		}
+		api, err := join.NewAPI(config)
+		return &authority.Remover{Client: client, API: api}, err
+	}
+	return nil, errors.Join(errs...)
 }
 
 // errRemoved ends the server without being a failure: a service manager is not to start it again.

@@ -77,7 +77,7 @@ func TestPlan(t *testing.T) {
 		breaks     bool
 		parts      []string
 	}{
-		{"all alive", "n3", []string{"n1", "n2", "n3"}, false, false, []string{"node n3, seen last 0s ago", "server n3", "2 stay (n1, n2), of which 2 have to be alive, and 2 are"}},
+		{"all alive", "n3", []string{"n1", "n2", "n3"}, false, false, []string{"node n3, seen last 0s ago", "server n3", "2 stay (n1, n2), of which 2 have to be alive, and 2 have been seen lately"}},
 		{"the dead one", "n3", []string{"n1", "n2"}, false, false, []string{"seen last 1m0s ago"}},
 		{"a live one, another dead", "n3", []string{"n1", "n3"}, false, true, []string{"breaks the quorum, as n2 has not been seen", "--force"}},
 		{"two dead", "n3", []string{"n3"}, false, true, []string{"n1, n2 have not been seen"}},
