@@ -12,7 +12,9 @@ import (
 const (
 	firstRetry = 200 * time.Millisecond
 	// lastRetry is how late a joiner notices that it can go on. A hundred waiting machines make twenty requests a second by it.
-	lastRetry   = 5 * time.Second
+	lastRetry = 5 * time.Second
+	// busyRetry is for servers that wait for each other, which takes a second or two.
+	busyRetry   = time.Second
 	reportEvery = 30 * time.Second
 	// nameRetry is for a name whose former machine may be gone: that takes the better part of a minute to be sure of, and each try leaves a
 	// denied request in the cluster.
@@ -42,14 +44,20 @@ func Wait(ctx context.Context, timeout time.Duration, report func(reason string)
 		if !Retryable(err) {
 			return err
 		}
+		if KindOf(err) != KindOf(last) { // it goes on: the next step may not take as long as the last one
+			delay = firstRetry
+		}
 		last = err
 		if !sameReason(err, reported) || time.Since(reportedAt) >= reportEvery {
 			report(err.Error())
 			reported, reportedAt = err, time.Now()
 		}
 		pause := delay
-		if KindOf(err) == KindName {
+		switch KindOf(err) {
+		case KindName:
 			pause = nameRetry
+		case KindBusy:
+			pause = min(delay, busyRetry)
 		}
 		select {
 		case <-ctx.Done():

@@ -41,7 +41,7 @@ func TestWait(t *testing.T) {
 		},
 		"changes and repeats": {
 			script:  []step{{time.Second, closed}, {40 * time.Second, start}, {110 * time.Second, closed}, {111 * time.Second, start}},
-			reports: []string{"0s closed", "1.4s starting", "36.2s starting", "41.2s closed", "1m11.2s closed", "1m41.2s closed"},
+			reports: []string{"0s closed", "1.4s starting", "32.6s starting", "42.6s closed", "1m13.8s closed", "1m43.8s closed"},
 			took:    111 * time.Second, late: 5 * time.Second,
 		},
 		"the clocks' times are no change": {
