@@ -15,7 +15,6 @@ import (
 	"strconv"
 	"strings"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
@@ -257,7 +256,7 @@ func (h *handler) removeNode(req *http.Request) (any, error) {
 		return nil, refuse(http.StatusForbidden, metav1.StatusReasonForbidden, "a node removes itself only; run kedge node remove %s on a server", name)
 	}
 	ctx := req.Context()
-	if err := h.Client.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+	if err := forgetNode(ctx, h.Client, name); err != nil {
 		return nil, err
 	}
 	h.log.Info("node removed by itself", "name", name, "address", req.RemoteAddr)

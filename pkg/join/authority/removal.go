@@ -134,23 +134,27 @@ func (r *Remover) Remove(ctx context.Context, name string, force bool) error {
 	if err := r.API.RemoveMember(ctx, name, force); err != nil && !apierrors.IsNotFound(err) {
 		return err
 	}
+	// Before the Node, so that NodeController has nothing to do.
+	return errors.Join(RemoveServer(ctx, r.Client, name), forgetNode(ctx, r.Client, name))
+}
+
+// forgetNode removes what the cluster knows of a node: its Node, its Lease, and the signing requests by which its name is held.
+func forgetNode(ctx context.Context, client kubernetes.Interface, name string) error {
 	var errs []error
 	add := func(what string, err error) {
 		if err != nil && !apierrors.IsNotFound(err) {
 			errs = append(errs, fmt.Errorf("%s of %s: %w", what, name, err))
 		}
 	}
-	// Before the Node, so that NodeController has nothing to do.
-	add("registry entry", RemoveServer(ctx, r.Client, name))
-	add("Node object", r.Client.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{}))
-	add("lease", r.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Delete(ctx, name, metav1.DeleteOptions{}))
-	add("signing requests", r.removeRequests(ctx, name))
+	add("Node object", client.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{}))
+	add("lease", client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Delete(ctx, name, metav1.DeleteOptions{}))
+	add("signing requests", removeRequests(ctx, client, name))
 	return errors.Join(errs...)
 }
 
 // removeRequests deletes the certificate signing requests of a machine.
-func (r *Remover) removeRequests(ctx context.Context, name string) error {
-	requests := r.Client.CertificatesV1().CertificateSigningRequests()
+func removeRequests(ctx context.Context, client kubernetes.Interface, name string) error {
+	requests := client.CertificatesV1().CertificateSigningRequests()
 	list, err := requests.List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
