@@ -29,6 +29,7 @@ import (
 	bootstrapapi "k8s.io/cluster-bootstrap/token/api"
 
 	"github.com/kedge-io/kedge/pkg/join"
+	"github.com/kedge-io/kedge/pkg/pki"
 )
 
 // errNoAnswer is behind errors of an API that could not be asked.
@@ -71,7 +72,7 @@ func open(path string) (*cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kubeconfig %s: %w", path, err)
 	}
-	return &cluster{api: api, url: config.Host, caHash: join.CAHash(certs[0]), local: net.InterfaceAddrs}, nil
+	return &cluster{api: api, url: config.Host, caHash: pki.HashOfCertificate(certs[0]), local: net.InterfaceAddrs}, nil
 }
 
 func (cl *cluster) secrets() typedcorev1.SecretInterface {

@@ -160,7 +160,7 @@ func (m *Machine) noteRegistered(processes []supervise.ProcessStatus) {
 		for _, c := range p.Components {
 			if c.Name == node.ComponentKubelet && c.State == supervise.Ready {
 				m.registered.Do(func() {
-					known, err := Recall(m.cfg)
+					known, err := readMembership(m.cfg)
 					if err == nil && known != nil && !known.Registered {
 						known.Registered = true
 						err = Remember(m.cfg, *known)
@@ -192,7 +192,7 @@ func checkCredentials(file, name string) error {
 	case cert.Subject.CommonName != join.UserNodePrefix+name:
 		return fmt.Errorf("they are those of %s, and this node is called %s", cert.Subject.CommonName, name)
 	case time.Now().After(cert.NotAfter):
-		return fmt.Errorf("they have expired on %s, and the clock says %s", cert.NotAfter.Format(time.DateOnly), time.Now().Format(time.DateOnly))
+		return fmt.Errorf("they have expired on %s, and the clock says %s", cert.NotAfter.Format(time.DateOnly), time.Now().UTC().Format(time.DateOnly))
 	}
 	return nil
 }

@@ -35,6 +35,19 @@ func membershipFile(cfg *config.Config) string { return filepath.Join(cfg.DataDi
 
 // Recall reads what an earlier start kept and makes cfg agree with it. It returns nil when the machine is not part of a cluster yet.
 func Recall(cfg *config.Config) (*Membership, error) {
+	known, err := readMembership(cfg)
+	if known == nil || err != nil {
+		return nil, err
+	}
+	if err := cfg.Adopt(known.Cluster); errors.Is(err, config.ErrIncomplete) {
+		return nil, damaged(membershipFile(cfg), err)
+	} else if err != nil {
+		return nil, err
+	}
+	return known, nil
+}
+
+func readMembership(cfg *config.Config) (*Membership, error) {
 	file := membershipFile(cfg)
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -45,9 +58,13 @@ func Recall(cfg *config.Config) (*Membership, error) {
 	}
 	var known Membership
 	if err := json.Unmarshal(b, &known); err != nil {
-		return nil, fmt.Errorf("%s is damaged: %w; take it from another node of the cluster, it is the same everywhere, but for \"joined\"", file, err)
+		return nil, damaged(file, err)
 	}
-	return &known, cfg.Adopt(known.Cluster)
+	return &known, nil
+}
+
+func damaged(file string, err error) error {
+	return fmt.Errorf("%s is damaged: %w; take it from another node of the cluster, it is the same everywhere, but for \"joined\" and \"registered\"", file, err)
 }
 
 // Remember keeps it for later starts.

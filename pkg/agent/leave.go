@@ -58,6 +58,16 @@ func (m *Machine) Leaving() bool {
 	return m.leaving != nil
 }
 
+// hasLeft says that the cluster has forgotten the machine: there is no way back.
+func (m *Machine) hasLeft() bool {
+	select {
+	case <-m.left:
+		return true
+	default:
+		return false
+	}
+}
+
 // leaveAsNode has the cluster forget this node: a node may ask that for itself.
 func (m *Machine) leaveAsNode(ctx context.Context, _ bool, say func(string)) error {
 	config, err := clientcmd.BuildConfigFromFlags("", m.Credentials.Kubeconfig)
@@ -92,7 +102,7 @@ func (m *Machine) watchLeave(ctx context.Context) error {
 
 // beforeStop is called before a process stops, the last one but containerd being gone: a machine that leaves takes its pods along.
 func (m *Machine) beforeStop(name string) {
-	if name != Containerd || !m.Leaving() {
+	if name != Containerd || !m.hasLeft() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -119,12 +129,14 @@ func (m *Machine) finishLeave() {
 
 // serveLeave answers POST /leave on the status socket with lines of progress. The last one is "ok" or begins with "error: ".
 func (m *Machine) serveLeave(w http.ResponseWriter, r *http.Request) {
+	flush := func() { _ = http.NewResponseController(w).Flush() } // who asked is gone: the leaving goes on
 	say := func(text string) {
 		m.log.Info("leaving the cluster", "step", text)
 		if _, err := fmt.Fprintln(w, text); err == nil {
-			_ = http.NewResponseController(w).Flush() // who asked is gone: the leaving goes on
+			flush()
 		}
 	}
+	flush() // the first line may take a while
 	if err := m.leave(context.WithoutCancel(r.Context()), r.URL.Query().Get("force") == "true", say); err != nil {
 		say("error: " + err.Error())
 		return

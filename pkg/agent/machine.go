@@ -174,14 +174,15 @@ func (m *Machine) Run(ctx context.Context, first []*supervise.Process, stopOrder
 	if !errors.Is(context.Cause(ctx), ErrRestart) {
 		m.notify.stopping()
 	}
-	if !m.Leaving() {
+	if !m.hasLeft() {
 		m.log.Info("stopping; pods keep running")
 	}
 	err := group.Wait()
-	if errors.Is(err, errLeft) {
+	if m.hasLeft() { // also when a signal to stop came in between
 		m.finishLeave()
+		return nil
 	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, errLeft) {
+	if errors.Is(err, context.Canceled) {
 		err = nil
 	}
 	return err

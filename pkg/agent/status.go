@@ -74,6 +74,9 @@ func Leave(ctx context.Context, runDir string, force bool, out io.Writer) error 
 			return nil
 		}
 		if text, failed := strings.CutPrefix(lines.Text(), "error: "); failed {
+			for lines.Scan() {
+				text += "\n" + lines.Text()
+			}
 			return errors.New(text)
 		}
 		fmt.Fprintln(out, lines.Text())
@@ -132,9 +135,11 @@ func (m *Machine) serveStatus(ctx context.Context) error {
 	})
 	mux.HandleFunc("POST /leave", m.serveLeave)
 	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: mux}
+	stopped := make(chan struct{})
 	go func() {
+		defer close(stopped)
 		<-ctx.Done()
-		// Who asked to leave gets to hear how it ended.
+		// Who asked to leave gets to hear how it ended: the process does not end before.
 		wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		if srv.Shutdown(wait) != nil {
@@ -144,6 +149,7 @@ func (m *Machine) serveStatus(ctx context.Context) error {
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("status socket: %w", err)
 	}
+	<-stopped
 	return nil
 }
 

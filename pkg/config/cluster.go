@@ -3,6 +3,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -24,9 +25,72 @@ type Cluster struct {
 	Disable              []string     `json:"disable"`                 // packaged components that are left out: see Component…
 }
 
+// ErrIncomplete says that what was given as a cluster's settings lacks some.
+var ErrIncomplete = errors.New("the cluster's settings are incomplete")
+
 // Adopt takes over what the cluster agreed on. An option that was given for this node and says something else is an error that
-// names both values; only the proxy mode may differ from node to node.
-func (s *Config) Adopt(c Cluster) error {
+// names both values; only the proxy mode may differ from node to node. What was chosen by the address family of the cluster is
+// chosen anew if the family is another one than it seemed.
+func (s *Config) Adopt(c Cluster) error { return s.adopt(c, thisMachine) }
+
+func (s *Config) adopt(c Cluster, look func() (machine, error)) error {
+	if err := errors.Join(c.complete(), s.contradictions(c)); err != nil {
+		return err
+	}
+	mode, v6 := s.ProxyMode, s.ClusterCIDR.Addr().Is6()
+	s.Cluster = c
+	if _, given := s.Given["proxy-mode"]; given {
+		s.ProxyMode = mode
+	}
+	sources := map[string]string{}
+	for _, o := range options() {
+		sources[o.name] = cmp.Or(s.Given[o.name], "default of "+o.name)
+	}
+	fields := reflect.TypeFor[Cluster]()
+	for i := range fields.NumField() {
+		name := fields.Field(i).Tag.Get("json")
+		sources[name] = "the cluster's " + name
+	}
+	if c.ClusterCIDR.Addr().Is6() != v6 {
+		if err := s.chooseAgain(look, sources); err != nil {
+			return err
+		}
+	}
+	return s.validateNetworkOf(sources, true, "give this node another address with node-ip")
+}
+
+// chooseAgain repeats those choices of complete that go by the cluster's address family.
+func (s *Config) chooseAgain(look func() (machine, error), sources map[string]string) error {
+	for name, field := range map[string]*netip.Addr{"bind-address": &s.BindAddress, "advertise-address": &s.AdvertiseAddress} {
+		if _, given := s.Given[name]; !given {
+			*field = netip.Addr{}
+		}
+	}
+	if _, given := s.Given["node-ip"]; !given {
+		s.NodeIP = nil
+	}
+	m, err := look()
+	if err != nil {
+		return err
+	}
+	return s.complete(m, sources)
+}
+
+// complete refuses settings that were cut off or never were any.
+func (c Cluster) complete() error {
+	for name, there := range map[string]bool{
+		"cluster-cidr": c.ClusterCIDR.IsValid(), "service-cidr": c.ServiceCIDR.IsValid(), "cluster-dns": c.ClusterDNS.IsValid(),
+		"cluster-domain": c.ClusterDomain != "",
+	} {
+		if !there {
+			return fmt.Errorf("%w: there is no %s", ErrIncomplete, name)
+		}
+	}
+	return nil
+}
+
+// contradictions are the options of this node that say something else than the cluster.
+func (s *Config) contradictions(c Cluster) error {
 	var errs []error
 	own, cluster := reflect.ValueOf(s.Cluster), reflect.ValueOf(c)
 	for i := range own.NumField() {
@@ -36,22 +100,6 @@ func (s *Config) Adopt(c Cluster) error {
 			errs = append(errs, fmt.Errorf("%s: %s contradicts the cluster, which was made with %s; leave it out, every node takes it from the cluster",
 				source, mine, theirs))
 		}
-	}
-	if len(errs) > 0 {
-		return errors.Join(errs...)
-	}
-	mode := s.ProxyMode
-	s.Cluster = c
-	if _, given := s.Given["proxy-mode"]; given {
-		s.ProxyMode = mode
-	}
-	sources := map[string]string{}
-	for i := range own.NumField() {
-		name := own.Type().Field(i).Tag.Get("json")
-		sources[name] = "the cluster's " + name
-	}
-	for _, a := range s.NodeIP {
-		errs = append(errs, s.outsideCluster("node-ip "+a.String(), a, sources))
 	}
 	return errors.Join(errs...)
 }

@@ -4,8 +4,12 @@ package config
 
 import (
 	"errors"
+	"net/url"
+	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/kedge-io/kedge/pkg/join"
 )
 
 // A configuration file is either accepted or refused with the file's name in every line of the error; what is accepted
@@ -59,6 +63,56 @@ func FuzzEnvironmentList(f *testing.F) {
 			if v.text != strings.TrimSpace(v.text) || v.source != "KEDGE_KUBELET_ARG" {
 				t.Errorf("%q: %+v", text, v)
 			}
+		}
+	})
+}
+
+// What is taken for the address of a server is one for package join, too, and has one form.
+func FuzzServerURL(f *testing.F) {
+	for _, text := range []string{
+		"192.0.2.1", "https://a.example", "A.example:443", "https://[2001:db8::1]:6443/", "[fe80::1%25eth0]:6443", "h.", "h:", "h:06443", "h:0", "0.0.0.0",
+		"a_b", "https://u@h", "https://h/x", "https://h?", "https://h#", "http://h", "2001:db8::1", "[::ffff:192.0.2.1]:1", " h", "h:٣",
+	} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		for name, parse := range map[string]func(string) (string, error){"serverURL": serverURL, "endpointURL": endpointURL} {
+			got, err := parse(text)
+			if err != nil {
+				if got != "" || !strings.Contains(err.Error(), strconv.Quote(text)) {
+					t.Errorf("%s: %q: got %q, %v", name, text, got, err)
+				}
+				continue
+			}
+			if again, err := parse(got); err != nil || again != got {
+				t.Errorf("%s: %q becomes %q, and that %q (%v)", name, text, got, again, err)
+			}
+			u, err := url.Parse(got)
+			if err != nil || u.Scheme != "https" || u.Port() == "" || got != "https://"+u.Host {
+				t.Errorf("%s: %q becomes %q (%v)", name, text, got, err)
+			}
+			if forJoin, err := join.ParseServer(got); err != nil || forJoin != got {
+				t.Errorf("%s: %q becomes %q, and for package join %q (%v)", name, text, got, forJoin, err)
+			}
+		}
+	})
+}
+
+// A duration is not negative, and understood in the form in which it is printed.
+func FuzzDuration(f *testing.F) {
+	for _, text := range []string{"0", "0s", "90s", "1h30m", "-1s", "5", "", "1e3s", "2562047h47m16.854775807s", "1µs"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		d, err := duration(text)
+		if err != nil {
+			if d != 0 || !strings.Contains(err.Error(), "is not a duration") {
+				t.Errorf("%q: %v, %v", text, d, err)
+			}
+			return
+		}
+		if again, err := duration(d.String()); d < 0 || err != nil || again != d {
+			t.Errorf("%q is %v, and that %v (%v)", text, d, again, err)
 		}
 	})
 }

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"net/netip"
@@ -12,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/urfave/cli/v2"
 
 	"github.com/kedge-io/kedge/tests/golden"
@@ -40,6 +41,7 @@ func addresses(list ...string) []netip.Addr {
 }
 
 type input struct {
+	role  Role              // empty: server
 	files map[string]string // relative to the test's directory; config.yaml is passed with --config
 	env   []string
 	args  []string
@@ -63,13 +65,14 @@ func (in input) run(t *testing.T, look func() (machine, error)) (*Config, error)
 		env = append(env, "KEDGE_CONFIG="+filepath.Join(dir, "config.yaml"))
 	}
 	var s *Config
+	role := cmp.Or(in.role, RoleServer)
 	app := &cli.App{Name: "kedge", Writer: t.Output(), ErrWriter: t.Output(), ExitErrHandler: func(*cli.Context, error) {},
-		Commands: []*cli.Command{{Name: "server", Flags: Flags(RoleServer), OnUsageError: UsageError, Action: func(c *cli.Context) error {
+		Commands: []*cli.Command{{Name: string(role), Flags: Flags(role), OnUsageError: UsageError, Action: func(c *cli.Context) error {
 			var err error
-			s, err = load(c, RoleServer, env, look)
+			s, err = load(c, role, env, look)
 			return err
 		}}}}
-	err := app.Run(append([]string{"kedge", "server"}, in.args...))
+	err := app.Run(append([]string{"kedge", string(role)}, in.args...))
 	if err != nil {
 		err = shortened{err, strings.ReplaceAll(err.Error(), dir+"/", "")}
 	}
@@ -99,8 +102,8 @@ func TestDefaults(t *testing.T) {
 	if err := json.Unmarshal(got, &back); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(s, &back, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
-		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+	if diff := gocmp.Diff(s, &back, gocmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+		gocmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Errorf("changed by a round trip through JSON (-before +after):\n%s", diff)
 	}
 }
@@ -172,7 +175,7 @@ func TestSources(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(test.want, test.get(s)); diff != "" {
+			if diff := gocmp.Diff(test.want, test.get(s)); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -220,21 +221,29 @@ func serverURL(s string) (string, error) { return endpoint(s, "6443", "https://1
 func endpointURL(s string) (string, error) { return endpoint(s, "2379", "https://etcd.example:2379") }
 
 func endpoint(s, defaultPort, example string) (string, error) {
+	wrong := fmt.Errorf("%q is not the address of a server; accepted: for example %s", s, example)
 	full := s
 	if !strings.Contains(s, "://") {
 		full = "https://" + s
 	}
 	u, err := url.Parse(full)
-	if err != nil || u.Hostname() == "" || u.Scheme != "https" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
-		return "", fmt.Errorf("%q is not the address of a server; accepted: for example %s", s, example)
+	if err != nil || !isHost(u.Hostname()) || u.Scheme != "https" || u.Path != "" && u.Path != "/" || u.User != nil ||
+		u.RawQuery != "" || u.ForceQuery || strings.Contains(s, "#") || strings.HasSuffix(u.Host, ":") {
+		return "", wrong
 	}
-	if p := u.Port(); p != "" {
-		if _, err := port(p); err != nil {
-			return "", fmt.Errorf("%q: %w", s, err)
-		}
-		return "https://" + u.Host, nil
+	p := cmp.Or(u.Port(), defaultPort)
+	if _, err := port(p); err != nil {
+		return "", fmt.Errorf("%q: %w", s, err)
 	}
-	return "https://" + net.JoinHostPort(u.Hostname(), defaultPort), nil
+	return "https://" + net.JoinHostPort(strings.ToLower(u.Hostname()), p), nil
+}
+
+// isHost accepts a name or an address of a machine. An address with a zone is one of a single link, and no certificate can hold it.
+func isHost(s string) bool {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast()
+	}
+	return len(validation.IsDNS1123Subdomain(strings.ToLower(strings.TrimSuffix(s, ".")))) == 0
 }
 
 func duration(s string) (time.Duration, error) {

@@ -173,48 +173,55 @@ func (s *Config) validateNodeMask(source string) error {
 
 func (s *Config) validateAddresses(m machine, sources map[string]string) error {
 	var errs []error
-	v6 := s.ClusterCIDR.IsValid() && s.ClusterCIDR.Addr().Is6()
 	if len(s.NodeIP) > 2 || len(s.NodeIP) == 2 && s.NodeIP[0].Is6() == s.NodeIP[1].Is6() {
 		errs = append(errs, fmt.Errorf("%s: %d addresses; accepted: one, or one IPv4 and one IPv6 address", sources["node-ip"], len(s.NodeIP)))
 	}
-	for i, a := range s.NodeIP {
-		if i == 0 && s.ClusterCIDR.IsValid() && a.Is6() != v6 {
-			errs = append(errs, fmt.Errorf("%s: %s is not of the address family of cluster-cidr %s (%s)", sources["node-ip"], a, s.ClusterCIDR, sources["cluster-cidr"]))
-		}
+	for _, a := range s.NodeIP {
 		if !m.has(a) {
 			errs = append(errs, fmt.Errorf("%s: no interface of this machine has the address %s (it has %s): %w", sources["node-ip"], a, m.addressList(), ErrNoNodeAddress))
 		}
-		errs = append(errs, s.outsideCluster("node-ip", a, sources))
 	}
-	if a := s.AdvertiseAddress; a.IsValid() && !slices.Contains(s.NodeIP, a) {
-		errs = append(errs, s.outsideCluster("advertise-address", a, sources))
-		if s.ClusterCIDR.IsValid() && a.Is6() != v6 {
-			errs = append(errs, fmt.Errorf("%s: %s is not of the address family of cluster-cidr %s (%s)", sources["advertise-address"], a, s.ClusterCIDR, sources["cluster-cidr"]))
-		}
-	}
+	// A node that joins learns the cluster's networks later (Adopt): until then the defaults say nothing.
+	makes := s.Role != RoleAgent && s.Server == ""
+	errs = append(errs, s.validateNetworkOf(sources, makes, "choose another network for the cluster"))
 	if a := s.BindAddress; a.IsValid() && !a.IsUnspecified() && !m.has(a) {
 		errs = append(errs, fmt.Errorf("%s: no interface of this machine has the address %s (it has %s): %w", sources["bind-address"], a, m.addressList(), ErrNoNodeAddress))
 	}
 	return errors.Join(errs...)
 }
 
-func (s *Config) outsideCluster(name string, a netip.Addr, sources map[string]string) error {
-	for _, network := range []struct {
-		name   string
-		prefix netip.Prefix
-	}{{"cluster-cidr", s.ClusterCIDR}, {"service-cidr", s.ServiceCIDR}} {
-		if network.prefix.IsValid() && network.prefix.Contains(a) {
-			return fmt.Errorf("%s: %s lies inside of %s %s (%s); choose another network for the cluster",
-				sources[name], a, network.name, network.prefix, sources[network.name])
-		}
+// validateNetworkOf checks the addresses of the node against the networks of the cluster: all of them if they are final, otherwise
+// those that were given.
+func (s *Config) validateNetworkOf(sources map[string]string, final bool, remedy string) error {
+	counts := func(name string, p netip.Prefix) bool {
+		_, given := s.Given[name]
+		return p.IsValid() && (final || given)
 	}
-	return nil
+	check := func(option string, a netip.Addr, first bool) error {
+		if p := s.ClusterCIDR; first && counts("cluster-cidr", p) && a.Is6() != p.Addr().Is6() {
+			return fmt.Errorf("%s: %s is not of the address family of cluster-cidr %s (%s)", sources[option], a, p, sources["cluster-cidr"])
+		}
+		for name, p := range map[string]netip.Prefix{"cluster-cidr": s.ClusterCIDR, "service-cidr": s.ServiceCIDR} {
+			if counts(name, p) && p.Contains(a) {
+				return fmt.Errorf("%s: %s lies inside of %s %s (%s); %s", sources[option], a, name, p, sources[name], remedy)
+			}
+		}
+		return nil
+	}
+	var errs []error
+	for i, a := range s.NodeIP {
+		errs = append(errs, check("node-ip", a, i == 0))
+	}
+	if a := s.AdvertiseAddress; a.IsValid() && !slices.Contains(s.NodeIP, a) {
+		errs = append(errs, check("advertise-address", a, true))
+	}
+	return errors.Join(errs...)
 }
 
 func (s *Config) validatePorts(sources map[string]string) error {
-	// k8s.io/kubernetes/pkg/cluster/ports and etcd's peer port.
+	// k8s.io/kubernetes/pkg/cluster/ports and etcd's ports.
 	taken := map[int]string{
-		2380: "etcd", 10248: "the kubelet", 10249: "kube-proxy", 10250: "the kubelet", 10256: "kube-proxy",
+		2379: "etcd", 2380: "etcd", 10248: "the kubelet", 10249: "kube-proxy", 10250: "the kubelet", 10256: "kube-proxy",
 		10257: "the controller-manager", 10259: "the scheduler",
 	}
 	var errs []error
@@ -223,7 +230,7 @@ func (s *Config) validatePorts(sources map[string]string) error {
 			errs = append(errs, fmt.Errorf("%s: port %d is used by %s", sources[option], p, owner))
 		}
 	}
-	if s.LBServerPort == s.HTTPSListenPort {
+	if s.Role != RoleAgent && s.LBServerPort == s.HTTPSListenPort {
 		errs = append(errs, fmt.Errorf("%s: port %d is that of the API server (%s); choose another one for the load balancer",
 			sources["lb-server-port"], s.LBServerPort, sources["https-listen-port"]))
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -279,13 +280,24 @@ func (t noHealthWait) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.RoundTripper.RoundTrip(r)
 }
 
+// healthy asks the API server one of its health paths. The error names the checks that failed, of the dozens that there are.
 func healthy(ctx context.Context, client kubernetes.Interface, path string) error {
 	var code int
 	res := client.Discovery().RESTClient().Get().AbsPath(path).Timeout(5 * time.Second).Do(ctx).StatusCode(&code)
 	if code == http.StatusOK {
 		return nil
 	}
-	if err := res.Error(); err != nil {
+	body, err := res.Raw()
+	var failed []string
+	for line := range strings.Lines(string(body)) {
+		if name, ok := strings.CutPrefix(line, "[-]"); ok {
+			failed = append(failed, strings.Fields(name)[0])
+		}
+	}
+	switch {
+	case len(failed) > 0:
+		return errors.New("not ready: " + strings.Join(failed, ", "))
+	case err != nil:
 		return err
 	}
 	return fmt.Errorf("status %d", code)

@@ -5,6 +5,7 @@ package controlplane
 import (
 	"context"
 	"crypto/x509"
+	"log/slog"
 	"net"
 	"slices"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -50,17 +52,20 @@ func newEndpointReconciler(config *rest.Config) (*endpointReconciler, error) {
 // ValidateIP accepts every address: configuration has been validated.
 func (*endpointReconciler) ValidateIP(net.IP) error { return nil }
 
-// ReconcileEndpoints adds this server's address.
+// ReconcileEndpoints adds this server's address, and repairs what somebody else has made of the object.
 func (r *endpointReconciler) ReconcileEndpoints(_ string, ip net.IP, ports []corev1.EndpointPort, _ bool) error {
 	return r.change(func(e *corev1.Endpoints) bool {
-		if len(e.Subsets) != 1 || !slices.Equal(e.Subsets[0].Ports, ports) {
-			e.Subsets = []corev1.EndpointSubset{{Ports: ports, Addresses: addressesOf(e)}}
+		addresses := addressesOf(e)
+		sound := len(e.Subsets) == 1 && slices.Equal(e.Subsets[0].Ports, ports) && len(e.Subsets[0].Addresses) == len(addresses) &&
+			len(e.Subsets[0].NotReadyAddresses) == 0 && e.Labels[discoveryv1.LabelSkipMirror] == "true"
+		if !slices.ContainsFunc(addresses, func(a corev1.EndpointAddress) bool { return a.IP == ip.String() }) {
+			addresses = append(addresses, corev1.EndpointAddress{IP: ip.String()})
+		} else if sound {
+			return false
 		}
-		addresses := &e.Subsets[0].Addresses
-		if slices.ContainsFunc(*addresses, func(a corev1.EndpointAddress) bool { return a.IP == ip.String() }) {
-			return len(*addresses) != len(addressesOf(e))
-		}
-		*addresses = append(*addresses, corev1.EndpointAddress{IP: ip.String()})
+		// With the label the EndpointSlice mirroring controller leaves it alone: the adapter writes the slice.
+		metav1.SetMetaDataLabel(&e.ObjectMeta, discoveryv1.LabelSkipMirror, "true")
+		e.Subsets = []corev1.EndpointSubset{{Ports: ports, Addresses: addresses}}
 		return true
 	})
 }
@@ -90,9 +95,7 @@ func (r *endpointReconciler) change(modify func(*corev1.Endpoints) bool) error {
 	return retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		e, err := r.adapter.Get(metav1.NamespaceDefault, kubernetesService, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
-			// With the label the EndpointSlice mirroring controller leaves it alone: the adapter writes the slice.
-			e = &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Name: kubernetesService, Namespace: metav1.NamespaceDefault,
-				Labels: map[string]string{"endpointslice.kubernetes.io/skip-mirror": "true"}}}
+			e = &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Name: kubernetesService, Namespace: metav1.NamespaceDefault}}
 			modify(e)
 			_, err = r.adapter.Create(metav1.NamespaceDefault, e)
 			return err
@@ -151,46 +154,63 @@ const (
 // dropDead takes the addresses of API servers that do not answer out of the Service's endpoints, until ctx ends. Every server does
 // it, not the leader alone: it may be the leader that died. With one address there is nothing to probe.
 func (p *plane) dropDead(ctx context.Context) {
-	adapter := reconcilers.NewEndpointsAdapter(p.client.CoreV1(), p.client.DiscoveryV1())
-	probe := apilb.HTTPSProbe(func() (*x509.CertPool, error) { return cert.NewPool(p.cfg.Files.ServerCA) })
-	log, own := p.log.With("component", ComponentAPIServer), p.cfg.AdvertiseAddress.String()
-	failures := map[string]int{}
+	d := deadDropper{
+		adapter:  reconcilers.NewEndpointsAdapter(p.client.CoreV1(), p.client.DiscoveryV1()),
+		probe:    apilb.HTTPSProbe(func() (*x509.CertPool, error) { return cert.NewPool(p.cfg.Files.ServerCA) }),
+		own:      p.cfg.AdvertiseAddress.String(),
+		log:      p.log.With("component", ComponentAPIServer),
+		failures: map[string]int{},
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(deadInterval):
 		}
-		// From the watch cache: this read costs the datastore nothing.
-		e, err := adapter.Get(metav1.NamespaceDefault, kubernetesService, metav1.GetOptions{ResourceVersion: "0"})
-		if err != nil || len(addressesOf(e)) < 2 {
-			clear(failures)
+		d.look(ctx)
+	}
+}
+
+type deadDropper struct {
+	adapter  reconcilers.EndpointsAdapter
+	probe    func(ctx context.Context, address string) error
+	own      string
+	log      *slog.Logger
+	failures map[string]int // in a row, by address
+}
+
+// look probes every other server once.
+func (d *deadDropper) look(ctx context.Context) {
+	// From the watch cache: this read costs the datastore nothing.
+	e, err := d.adapter.Get(metav1.NamespaceDefault, kubernetesService, metav1.GetOptions{ResourceVersion: "0"})
+	if err != nil || len(addressesOf(e)) < 2 || len(e.Subsets[0].Ports) == 0 {
+		clear(d.failures)
+		return
+	}
+	port := strconv.Itoa(int(e.Subsets[0].Ports[0].Port))
+	var dead []string
+	for _, a := range addressesOf(e) {
+		if a.IP == d.own {
 			continue
 		}
-		port := int32(0)
-		if len(e.Subsets[0].Ports) > 0 {
-			port = e.Subsets[0].Ports[0].Port
+		probeCtx, cancel := context.WithTimeout(ctx, time.Second)
+		err := d.probe(probeCtx, net.JoinHostPort(a.IP, port))
+		cancel()
+		if err == nil {
+			delete(d.failures, a.IP)
+		} else if d.failures[a.IP]++; d.failures[a.IP] >= deadAfter {
+			dead = append(dead, a.IP)
 		}
-		var dead []string
-		for _, a := range addressesOf(e) {
-			if a.IP == own {
-				continue
-			}
-			probeCtx, cancel := context.WithTimeout(ctx, time.Second)
-			err := probe(probeCtx, net.JoinHostPort(a.IP, strconv.Itoa(int(port))))
-			cancel()
-			if err == nil {
-				delete(failures, a.IP)
-			} else if failures[a.IP]++; failures[a.IP] >= deadAfter {
-				dead = append(dead, a.IP)
-			}
-		}
-		if len(dead) == 0 || ctx.Err() != nil {
-			continue
-		}
-		log.Info("API servers that do not answer leave the endpoints of the kubernetes Service", "addresses", dead)
-		if err := removeAddresses(adapter, dead...); err != nil {
-			log.Warn("endpoints of the kubernetes Service", "error", err)
-		}
+	}
+	if len(dead) == 0 || ctx.Err() != nil {
+		return
+	}
+	d.log.Info("API servers that do not answer leave the endpoints of the kubernetes Service", "addresses", dead)
+	if err := removeAddresses(d.adapter, dead...); err != nil {
+		d.log.Warn("endpoints of the kubernetes Service", "error", err)
+		return
+	}
+	for _, ip := range dead { // when it is back it is to be judged anew
+		delete(d.failures, ip)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -87,6 +88,6 @@ func (p *plane) labelNode(ctx context.Context, node *corev1.Node, servers map[st
 	defer cancel()
 	if _, err := p.client.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}); err != nil && ctx.Err() == nil {
 		// The next change of the Node, a heartbeat at the latest, tries again.
-		p.log.Debug("label a node by its role", "node", node.Name, "labels", maps.Keys(change), "error", err)
+		p.log.Debug("label a node by its role", "node", node.Name, "labels", slices.Sorted(maps.Keys(change)), "error", err)
 	}
 }

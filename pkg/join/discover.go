@@ -28,6 +28,8 @@ import (
 	bootstrapapi "k8s.io/cluster-bootstrap/token/api"
 	"k8s.io/cluster-bootstrap/token/jws"
 	componentversion "k8s.io/component-base/version"
+
+	"github.com/kedge-io/kedge/pkg/pki"
 )
 
 const (
@@ -124,7 +126,7 @@ func (d *discovery) run(ctx context.Context) (*Cluster, error) {
 	}
 	if d.Token.CAHash == "" {
 		d.Log.Warn("the token has no CA hash: the cluster was recognised by its knowledge of the token alone, so whoever knows or guesses the token could "+
-			"pose as it; tokens of `kedge token create` have one", "server", d.address, "caHash", CAHash(certs[0]))
+			"pose as it; tokens of `kedge token create` have one", "server", d.address, "caHash", pki.HashOfCertificate(certs[0]))
 	}
 	return c, nil
 }
@@ -266,10 +268,10 @@ func (d *discovery) proven(body []byte) ([]*x509.Certificate, error) {
 	_, d.claimed.signed = info.Data[bootstrapapi.JWSSignatureKeyPrefix+d.Token.ID]
 	if d.Token.CAHash != "" {
 		// Whoever sits in between can add a CA of his own to an answer that also holds the right one.
-		right := slices.DeleteFunc(slices.Clone(certs), func(c *x509.Certificate) bool { return CAHash(c) != d.Token.CAHash })
+		right := slices.DeleteFunc(slices.Clone(certs), func(c *x509.Certificate) bool { return pki.HashOfCertificate(c) != d.Token.CAHash })
 		if len(right) == 0 {
 			return nil, problem(KindCA, nil, "the token belongs to another cluster: it is for the CA %s, and %s has %s; take a token that was made in this cluster "+
-				"(kedge token create), or correct --server", short(d.Token.CAHash), d.address, short(CAHash(certs[0])))
+				"(kedge token create), or correct --server", short(d.Token.CAHash), d.address, short(pki.HashOfCertificate(certs[0])))
 		}
 		return right, nil
 	}

@@ -6,16 +6,18 @@
 // docs/tokens.md.
 package join
 
+import "github.com/kedge-io/kedge/pkg/pki"
+
 // Groups and users of joining machines. manifests/join.yaml gives them their rights.
 const (
 	// GroupBootstrapServers and GroupBootstrapAgents are what holders of a token are in; a server token is in both.
 	GroupBootstrapServers = "system:bootstrappers:kedge:server"
 	GroupBootstrapAgents  = "system:bootstrappers:kedge:agent"
 	// GroupServers are the servers of the cluster towards the join API; UserServerPrefix and the node's name make the user.
-	GroupServers     = "system:kedge:servers"
-	UserServerPrefix = "system:kedge:server:"
+	GroupServers     = pki.GroupServers
+	UserServerPrefix = pki.UserServerPrefix
 	// GroupNodes and UserNodePrefix are the node authorizer's.
-	GroupNodes     = "system:nodes"
+	GroupNodes     = pki.GroupNodes
 	UserNodePrefix = "system:node:"
 )
 

@@ -5,6 +5,7 @@ package pki
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -65,14 +66,20 @@ func Import(dir string, files map[string][]byte) error {
 	return writeFiles(certs)
 }
 
-// HashOfCA gives the hash that join tokens carry, of a CA certificate in PEM: 64 hexadecimal digits.
+// HashOfCA gives the hash of the first certificate in PEM data, see HashOfCertificate.
 func HashOfCA(certPEM []byte) (string, error) {
 	certs, err := certutil.ParseCertsPEM(certPEM)
 	if err != nil {
 		return "", fmt.Errorf("CA certificate: %w", err)
 	}
-	sum := sha256.Sum256(certs[0].RawSubjectPublicKeyInfo)
-	return hex.EncodeToString(sum[:]), nil
+	return HashOfCertificate(certs[0]), nil
+}
+
+// HashOfCertificate gives the hash of a CA's public key (SPKI), by which join tokens know a cluster: 64 hexadecimal digits, as in
+// kubeadm's --discovery-token-ca-cert-hash.
+func HashOfCertificate(ca *x509.Certificate) string {
+	sum := sha256.Sum256(ca.RawSubjectPublicKeyInfo)
+	return hex.EncodeToString(sum[:])
 }
 
 // Agent is what a node without keys of the CAs keeps: whom it trusts, and how its components reach the API.
@@ -103,7 +110,10 @@ func (a Agent) Write() error {
 	}
 	defer lock.Close()
 	if have, err := os.ReadFile(a.ServerCAFile()); err == nil {
-		old, _ := HashOfCA(have)
+		old, err := HashOfCA(have)
+		if err != nil {
+			return fmt.Errorf("%s is damaged: %w; remove it, the cluster hands it out again", a.ServerCAFile(), err)
+		}
 		if given, err := HashOfCA(a.ServerCA); err != nil || old != given {
 			return errors.Join(err, fmt.Errorf("%s is that of another cluster: this machine was part of one before; move %s away first", a.ServerCAFile(), a.Dir))
 		}

@@ -9,9 +9,7 @@ package pki
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -265,12 +263,9 @@ func (p *PKI) EncryptionConfigFile() string {
 	return filepath.Join(p.cfg.Dir, string(Encryption)+".yaml")
 }
 
-// CAHash identifies the cluster for join tokens: "sha256:" and the hash of the server CA's public key (SPKI), as in
-// kubeadm's --discovery-token-ca-cert-hash. It stays the same when the CA's certificate is made anew for the same key.
-func (p *PKI) CAHash() string {
-	sum := sha256.Sum256(p.authorities[ServerCA].cert.RawSubjectPublicKeyInfo)
-	return "sha256:" + hex.EncodeToString(sum[:])
-}
+// CAHash identifies the cluster: "sha256:" and the hash of the server CA, see HashOfCertificate. It stays the same when the CA's
+// certificate is made anew for the same key.
+func (p *PKI) CAHash() string { return "sha256:" + HashOfCertificate(p.authorities[ServerCA].cert) }
 
 func authorityNames() []Name { return []Name{ServerCA, ClientCA, RequestHeaderCA, EtcdCA} }
 

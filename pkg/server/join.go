@@ -62,6 +62,10 @@ func (s *server) comeBack(ctx context.Context, removed *datastore.Removal) error
 		return fmt.Errorf("this server was removed from its cluster (noticed %s), and cannot take part again by itself: %w. To join, give --server and --token "+
 			"(on another server: kedge token create --role server); its old data is moved aside then, not deleted", removed.Time.Format(time.RFC3339), err)
 	}
+	// There is a cluster, even if this server made it: from now on its own must not come of an empty directory.
+	if err := agent.Remember(s.cfg, agent.Membership{Cluster: s.cfg.Cluster, Joined: true}); err != nil {
+		return err
+	}
 	moved, moveErr := datastore.MoveAside(s.etcdDir())
 	if moveErr != nil {
 		return moveErr

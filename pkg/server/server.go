@@ -244,7 +244,7 @@ func (s *server) followServers(servers map[string]authority.Server) {
 	var members []string
 	for _, other := range servers {
 		needed = needed || other.ControlPlane && !other.Etcd
-		if u, err := url.Parse(other.PeerURL); other.Etcd && err == nil {
+		if u, err := url.Parse(other.PeerURL); other.Etcd && err == nil && u.Host != "" { // one that joins has no URL yet
 			members = append(members, net.JoinHostPort(u.Hostname(), strconv.Itoa(etcdClientPort)))
 		}
 	}

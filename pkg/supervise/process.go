@@ -61,7 +61,9 @@ func (p *Process) init(log *slog.Logger, changed func()) {
 	}
 	p.done = make(chan struct{})
 	p.kick = make(chan string, 1)
+	p.mu.Lock() // Status may be asked for before
 	p.status = ProcessStatus{Name: p.Name, State: Waiting, Since: time.Now()}
+	p.mu.Unlock()
 	p.reset(Waiting, "process not started")
 }
 

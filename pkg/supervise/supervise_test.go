@@ -205,6 +205,37 @@ func TestStopOrder(t *testing.T) {
 	}
 }
 
+// Before each process is told to end there is time for what needs it: it runs, and those before it are gone.
+func TestBeforeStop(t *testing.T) {
+	a, b := process(t, "a", childConfig{}), process(t, "b", childConfig{})
+	var calls []string
+	s := &Supervisor{Processes: []*Process{a, b}, StopOrder: []string{"b", "missing", "a"}, Logger: slog.New(slog.DiscardHandler)}
+	s.BeforeStop = func(name string) {
+		text := "before " + name + ":"
+		for _, st := range s.Status() {
+			text += fmt.Sprintf(" %s %s", st.Name, st.State)
+			if running := st.PID != 0 && alive(st.PID); running != (st.State == Ready) {
+				t.Errorf("%s: %+v runs: %v", text, st, running)
+			}
+		}
+		calls = append(calls, text)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); s.Run(ctx) }()
+	eventually(t, "both ready", func() bool { return a.Status().State == Ready && b.Status().State == Ready })
+	// A restart on demand is none of its business.
+	if err := s.Restart("a", "a change"); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "restarted", func() bool { st := a.Status(); return st.State == Ready && st.Restarts == 1 })
+	cancel()
+	<-done
+	if want := []string{"before b: a ready b ready", "before a: a ready b stopped"}; !slices.Equal(calls, want) {
+		t.Errorf("calls %q, want %q", calls, want)
+	}
+}
+
 func TestStubbornIsKilled(t *testing.T) {
 	p := process(t, "stubborn", childConfig{Stubborn: true})
 	p.StopTimeout = 200 * time.Millisecond

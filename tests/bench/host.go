@@ -21,6 +21,7 @@ import (
 
 // host looks at a machine from outside, so that looking costs the machine nothing.
 type host struct {
+	name   string
 	cgroup string // directory whose processes are the machine's
 	cpu    string // file with the processor time
 	scale  float64
@@ -35,7 +36,7 @@ func newHost(bed *testbed.Bed, m *testbed.Machine) (*host, error) {
 		return nil, fmt.Errorf("number of the test bed from its gateway %s: %w", bed.Gateway(), err)
 	}
 	name := path.Join(fmt.Sprintf("kedge-testbed%d", id-100), m.Name())
-	h := &host{cgroup: filepath.Join("/sys/fs/cgroup/cpuacct", name), scale: 1e9}
+	h := &host{name: m.Name(), cgroup: filepath.Join("/sys/fs/cgroup/cpuacct", name), scale: 1e9}
 	h.cpu = filepath.Join(h.cgroup, "cpuacct.usage")
 	if _, err := os.Stat(h.cgroup); errors.Is(err, fs.ErrNotExist) {
 		h.cgroup, h.scale = filepath.Join("/sys/fs/cgroup", name), 1e6
@@ -127,10 +128,28 @@ func (h *host) processes() ([]process, error) {
 	return list, nil
 }
 
+// userHZ is the unit of time in /proc, on every architecture that Kedge is for.
+const userHZ = 100
+
 // startTicks is the field starttime of proc_pid_stat(5).
-func startTicks(stat string) string {
-	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	return fields[19]
+func startTicks(stat string) string { return statFields(stat)[19] }
+
+// cpuTicks is the sum of the fields utime and stime.
+func cpuTicks(stat string) float64 {
+	sum := 0.0
+	for _, field := range statFields(stat)[11:13] {
+		n, err := strconv.ParseFloat(field, 64)
+		if err != nil {
+			return 0
+		}
+		sum += n
+	}
+	return sum
+}
+
+// statFields are the fields from the state on: the name before it may contain anything.
+func statFields(stat string) []string {
+	return strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
 }
 
 // started returns when a process began that has this pid in the machine, to 10 ms: the test bed takes up to 100 ms before that.
@@ -155,7 +174,6 @@ func (h *host) started(inside int) (time.Time, error) {
 		if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err != nil {
 			return time.Time{}, err
 		}
-		const userHZ = 100 // the unit of /proc, on every architecture that Kedge is for
 		age := time.Duration(boot.Nano()) - time.Duration(ticks)*time.Second/userHZ
 		return time.Now().Add(-age), nil
 	}
@@ -188,12 +206,13 @@ func number(file, key string) float64 {
 	return n
 }
 
-// Memory is what the processes of one name use together.
+// Memory is what the processes of one name use together, of memory and processor.
 type Memory struct {
 	Name      string
 	Processes int
 	PSS       float64 // MiB
 	Anonymous float64 // MiB, of the PSS
+	CPU       float64 // seconds a minute
 }
 
 // memory reads what each process uses; the sum is first.
@@ -226,15 +245,31 @@ func (h *host) memory() ([]Memory, error) {
 
 // written is how many bytes each process has caused to be written to disks: write_bytes of proc_pid_io(5).
 func (h *host) written() (map[process]float64, error) {
+	return h.each(func(pid int) float64 { return number(fmt.Sprintf("/proc/%d/io", pid), "write_bytes") })
+}
+
+// cpuOf is the processor time of each process in seconds, to 10 ms.
+func (h *host) cpuOf() (map[process]float64, error) {
+	return h.each(func(pid int) float64 {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return 0 // ended meanwhile
+		}
+		return cpuTicks(string(stat)) / userHZ
+	})
+}
+
+// each asks something of each process.
+func (h *host) each(ask func(pid int) float64) (map[process]float64, error) {
 	list, err := h.processes()
 	if err != nil {
 		return nil, err
 	}
-	bytes := map[process]float64{}
+	answers := map[process]float64{}
 	for _, p := range list {
-		bytes[p] = number(fmt.Sprintf("/proc/%d/io", p.pid), "write_bytes")
+		answers[p] = ask(p.pid)
 	}
-	return bytes, nil
+	return answers, nil
 }
 
 // device is the block device of the machine's /var.

@@ -81,90 +81,58 @@ func runPods(ctx context.Context, c kubernetes.Interface) (float64, error) {
 }
 
 // idle waits until the cluster has settled and measures it over the window. Nobody asks the cluster anything meanwhile.
-func idle(ctx context.Context, o options, h *host, rec *recorder, what string) (err error) {
-	if err := pause(ctx, o.settle); err != nil {
-		return err
-	}
-	memory, err := h.memory()
+func idle(ctx context.Context, o options, h *host, rec *recorder, what string) error {
+	readings, err := observeIdle(ctx, o, h)
 	if err != nil {
 		return err
 	}
-	rec.memory(what, memory)
-	t, err := newTracer(h)
-	if errors.Is(err, errNoTrace) {
-		fmt.Println("fsyncs are not counted:", err)
-	} else if err != nil {
-		return fmt.Errorf("trace system calls: %w", err)
-	} else {
-		defer func() { err = errors.Join(err, t.close()) }()
-	}
-	use, err := h.use(func() error { return pause(ctx, o.window) })
-	if err != nil {
-		return err
-	}
-	minute := 60 / o.window.Seconds()
-	rec.add(what+" cpu", use.cpu*minute)
-	rec.add(what+" written", use.written*minute)
-	rec.add(what+" device", use.device*minute)
-	rec.add(what+" flushes", use.flushes*minute)
-	if t == nil {
-		return nil
-	}
-	calls, err := t.count()
-	if err != nil {
-		return err
-	}
-	total := 0
-	for _, n := range calls {
-		total += n
-	}
-	rec.add(what+" fsyncs", float64(total)*minute)
-	rec.calls(what, calls)
+	rec.reading(what, readings[0])
+	rec.behind(what, readings[0])
 	return nil
 }
 
-// use is what a machine used during a time.
-type use struct {
-	cpu             float64 // seconds
-	written, device float64 // MB, as counted by process and by the disk
-	flushes         float64
+// reading is what a machine uses while it is idle; what is counted, by the minute.
+type reading struct {
+	memory []Memory // the sum is first
+	use
+	syncs map[string]float64 // calls by process and system call; nil when they cannot be counted
 }
 
-func (h *host) use(wait func() error) (use, error) {
-	var u use
-	d, err := h.device()
-	if err != nil {
-		return u, err
+func (r *reading) fsyncs() float64 { return total(r.syncs) }
+
+// share notes who used how much of the processor.
+func (r *reading) share(cpu map[string]float64, minute float64) {
+	for i := range r.memory {
+		r.memory[i].CPU = cpu[r.memory[i].Name] * minute
 	}
-	device, flushes, err := d.counters()
-	if err != nil {
-		return u, err
+	r.memory[0].CPU = r.cpu
+}
+
+// observeIdle reads what machines use in the same window, after they have settled.
+func observeIdle(ctx context.Context, o options, hosts ...*host) (readings []reading, err error) {
+	if err := pause(ctx, o.settle); err != nil {
+		return nil, err
 	}
-	before, err := h.written()
-	if err != nil {
-		return u, err
+	readings = make([]reading, len(hosts))
+	for i, h := range hosts {
+		if readings[i].memory, err = h.memory(); err != nil {
+			return nil, err
+		}
 	}
-	cpu, err := h.cpuSeconds()
-	if err != nil {
-		return u, err
+	meters := make([]*meter, len(hosts))
+	for i, h := range hosts {
+		if meters[i], err = newMeter(h); err != nil {
+			return nil, fmt.Errorf("%s: %w", h.name, err)
+		}
+		defer func() { err = errors.Join(err, meters[i].close()) }()
 	}
-	if err := wait(); err != nil {
-		return u, err
+	if err := pause(ctx, o.window); err != nil {
+		return nil, err
 	}
-	if u.cpu, err = h.cpuSeconds(); err != nil {
-		return u, err
+	for i, m := range meters {
+		if err := m.read(&readings[i]); err != nil {
+			return nil, fmt.Errorf("%s: %w", m.h.name, err)
+		}
 	}
-	u.cpu -= cpu
-	after, err := h.written()
-	if err != nil {
-		return u, err
-	}
-	for p, n := range after {
-		u.written += (n - before[p]) / 1e6
-	}
-	if u.device, u.flushes, err = d.counters(); err != nil {
-		return u, err
-	}
-	u.device, u.flushes = (u.device-device)/1e6, u.flushes-flushes
-	return u, nil
+	return readings, nil
 }

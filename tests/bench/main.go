@@ -27,6 +27,7 @@ type options struct {
 	kedge          string // the binary
 	stock          string // directory of the stock programs
 	units          string // the program that starts them
+	writer         string // the program that writes while servers die
 	pause          string // directory with a static program "pause", for the image of the pods
 	output         string
 	settle, window time.Duration
@@ -55,11 +56,13 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.runs, "runs", 3, "fresh starts and restarts of each side")
 	f.IntVar(&o.idleRuns, "idle-runs", 1, "measurements of the idle cluster, of each side")
 	sides := f.String("sides", "stock kedge", "what to measure, in this order in turns")
-	parts := f.String("parts", "start idle pods size", "start: times; idle: resources with no pods; pods: time and resources with 20 pods; size: files")
+	parts := f.String("parts", strings.Join(allParts(), " "),
+		"start: times; idle: resources with no pods; pods: time and resources with 20 pods; size: files; cluster: several machines")
 	f.Float64Var(&o.maxLoad, "max-load", 4, "refuse to measure everything when the load average of this host is higher")
 	f.StringVar(&o.kedge, "kedge", "build/bench/kedge", "Kedge's binary")
 	f.StringVar(&o.stock, "stock", "build/stock", "directory of the stock programs")
 	f.StringVar(&o.units, "units", "build/bench/units", "the program that starts the stock programs")
+	f.StringVar(&o.writer, "writer", "build/bench/writer", "the program that writes while servers die")
 	f.StringVar(&o.pause, "pause", "build/amd64/pause", "directory with the program of the pods' image")
 	f.StringVar(&o.output, "output", "build/bench/result.json", "file for all measured values")
 	f.DurationVar(&o.settle, "settle", 60*time.Second, "time to become idle")
@@ -75,12 +78,14 @@ func parse(args []string) (options, error) {
 		}
 	}
 	for _, p := range o.parts {
-		if !slices.Contains([]string{"start", "idle", "pods", "size"}, p) {
-			return o, fmt.Errorf("-parts: %q is none of start, idle, pods, size", p)
+		if !slices.Contains(allParts(), p) {
+			return o, fmt.Errorf("-parts: %q is none of %s", p, strings.Join(allParts(), ", "))
 		}
 	}
 	return o, nil
 }
+
+func allParts() []string { return []string{"start", "idle", "pods", "size", "cluster"} }
 
 func (o options) has(part string) bool { return slices.Contains(o.parts, part) }
 
@@ -106,58 +111,87 @@ func run(ctx context.Context, o options) error {
 			return err
 		}
 	}
+	// In turns, so that both sides meet the same weather.
 	for i := range o.runs {
-		for _, s := range o.sides {
-			if o.has("start") {
-				if err := measure(ctx, o, s, i+1, &res, starts); err != nil {
-					return err
-				}
+		for _, name := range o.sides {
+			if err := measureAll(ctx, o, name, i+1, &res, []work{
+				{o.has("start"), onMachine(starts)},
+				{o.has("cluster"), joins},
+			}); err != nil {
+				return err
 			}
 		}
 	}
 	for i := range o.idleRuns {
-		for _, s := range o.sides {
-			if o.has("idle") || o.has("pods") {
-				// A file system of its own, so that its block device can be counted.
-				if err := measure(ctx, o, s, i+1, &res, idles, testbed.Disk("8G")); err != nil {
-					return err
-				}
+		for _, name := range o.sides {
+			// A file system of its own, so that its block device can be counted.
+			if err := measureAll(ctx, o, name, i+1, &res, []work{
+				{o.has("idle") || o.has("pods"), onMachine(idles, testbed.Disk(diskSize))},
+				{o.has("cluster"), idleClusters},
+			}); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
 }
 
-// measure makes a new machine for one side, and measures on it.
-func measure(ctx context.Context, o options, name string, n int, res *results,
-	what func(context.Context, options, side, *host, *recorder) error, opts ...testbed.Option,
-) (err error) {
+// diskSize is that of machines with a disk of their own.
+const diskSize = "8G"
+
+// work is something to measure in a bed.
+type work struct {
+	wanted bool
+	do     func(context.Context, options, *testbed.Bed, *recorder) error
+}
+
+// measureAll measures one side, each work in a bed of its own.
+func measureAll(ctx context.Context, o options, name string, n int, res *results, works []work) error {
+	for _, w := range works {
+		if !w.wanted {
+			continue
+		}
+		if err := measure(ctx, o, &recorder{results: res, side: name, run: n}, w.do); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func measure(ctx context.Context, o options, rec *recorder, do func(context.Context, options, *testbed.Bed, *recorder) error) (err error) {
 	l, err := load()
 	if err != nil {
 		return err
 	}
-	bed, err := testbed.Open(ctx, "bench-"+name)
+	bed, err := testbed.Open(ctx, "bench-"+rec.side)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil && ctx.Err() == nil {
-			err = fmt.Errorf("%s: %w (logs are kept in %s)", name, err, bed.KeepLogs())
+			err = fmt.Errorf("%w (logs are kept in %s)", err, bed.KeepLogs())
 		}
 		err = errors.Join(err, bed.Close())
 	}()
-	s, err := newSide(ctx, o, name, bed, opts...)
-	if err != nil {
-		return err
-	}
-	h, err := newHost(bed, s.machine())
-	if err != nil {
-		return err
-	}
-	rec := &recorder{results: res, side: name, run: n}
-	err = what(ctx, o, s, h, rec)
-	fmt.Printf("%-5s run %d, load before %.1f: %s\n", name, n, l, rec.line())
+	err = do(ctx, o, bed, rec)
+	fmt.Printf("%-5s run %d, load before %.1f: %s\n", rec.side, rec.run, l, rec.line())
 	return err
+}
+
+// onMachine makes a machine with one side, and measures on it.
+func onMachine(what func(context.Context, options, side, *host, *recorder) error, opts ...testbed.Option,
+) func(context.Context, options, *testbed.Bed, *recorder) error {
+	return func(ctx context.Context, o options, bed *testbed.Bed, rec *recorder) error {
+		s, err := newSide(ctx, o, rec.side, bed, opts...)
+		if err != nil {
+			return err
+		}
+		h, err := newHost(bed, s.machine())
+		if err != nil {
+			return err
+		}
+		return what(ctx, o, s, h, rec)
+	}
 }
 
 func load() (float64, error) {

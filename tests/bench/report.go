@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -16,39 +17,65 @@ import (
 	"time"
 )
 
+// figure is a line of the table.
+type figure struct{ name, text, unit string }
+
 // figures are the lines of the table, in its order.
-var figures = []struct{ name, text, unit string }{
-	{"fresh readyz", "start, fresh data: /readyz", "s"},
-	{"fresh node", "start, fresh data: node Ready", "s"},
-	{"fresh accepted", "start, fresh data: first pod accepted", "s"},
-	{"fresh pod", "start, fresh data: first pod Running", "s"},
-	{"fresh cpu", "start, fresh data: CPU until then", "s"},
-	{"again readyz", "restart: /readyz", "s"},
-	{"again node", "restart: node Ready", "s"},
-	{"again accepted", "restart: new pod accepted", "s"},
-	{"again pod", "restart: new pod Running", "s"},
-	{"again cpu", "restart: CPU until then", "s"},
-	{"stop", "stop", "s"},
-	{"idle pss", "no pods: PSS", "MiB"},
-	{"idle anon", "no pods: anonymous memory", "MiB"},
-	{"idle processes", "no pods: processes", ""},
-	{"idle cpu", "no pods: CPU per minute", "s"},
-	{"idle written", "no pods: written per minute, by process", "MB"},
-	{"idle device", "no pods: written per minute, at the disk", "MB"},
-	{"idle fsyncs", "no pods: fsyncs per minute", ""},
-	{"idle flushes", "no pods: disk flushes per minute", ""},
-	{"pods running", "20 pods: until all run", "s"},
-	{"pods pss", "20 pods: PSS", "MiB"},
-	{"pods anon", "20 pods: anonymous memory", "MiB"},
-	{"pods processes", "20 pods: processes", ""},
-	{"pods cpu", "20 pods: CPU per minute", "s"},
-	{"pods written", "20 pods: written per minute, by process", "MB"},
-	{"pods device", "20 pods: written per minute, at the disk", "MB"},
-	{"pods fsyncs", "20 pods: fsyncs per minute", ""},
-	{"pods flushes", "20 pods: disk flushes per minute", ""},
-	{"files", "programs: files", ""},
-	{"size", "programs: size", "MB"},
-	{"xz", "programs: size as xz", "MB"},
+func figures() []figure {
+	return slices.Concat([]figure{
+		{"fresh readyz", "start, fresh data: /readyz", "s"},
+		{"fresh node", "start, fresh data: node Ready", "s"},
+		{"fresh accepted", "start, fresh data: first pod accepted", "s"},
+		{"fresh pod", "start, fresh data: first pod Running", "s"},
+		{"fresh cpu", "start, fresh data: CPU until then", "s"},
+		{"again readyz", "restart: /readyz", "s"},
+		{"again node", "restart: node Ready", "s"},
+		{"again accepted", "restart: new pod accepted", "s"},
+		{"again pod", "restart: new pod Running", "s"},
+		{"again cpu", "restart: CPU until then", "s"},
+		{"stop", "stop", "s"},
+	}, usage("idle"), []figure{
+		{"pods running", contextName("pods") + ": until all run", "s"},
+	}, usage("pods"), []figure{
+		{"files", "programs: files", ""},
+		{"size", "programs: size", "MB"},
+		{"xz", "programs: size as xz", "MB"},
+		{"join agent", "agent joins: node Ready", "s"},
+		{"join agent cpu", "agent joins: CPU until then", "s"},
+		{"join voter", "server joins: voter in the datastore", "s"},
+		{"join server", "server joins: voter and node Ready", "s"},
+		{"join server cpu", "server joins: CPU until then", "s"},
+		{"failover " + inUse, "fail-over: the server in use loses its power", "s"},
+		{"failover " + leading, "fail-over: the leader of etcd loses its power", "s"},
+		{"failover " + inUseLeading, "fail-over: one that is both loses its power", "s"},
+		{"failover " + cutOff, "fail-over: one that is both is cut off", "s"},
+	}, usage("agent"), usage("server"), usage("servers"))
+}
+
+// usage are the lines of what something uses while it is idle.
+func usage(what string) []figure {
+	name := contextName(what) + ": "
+	return []figure{
+		{what + " pss", name + "PSS", "MiB"},
+		{what + " anon", name + "anonymous memory", "MiB"},
+		{what + " processes", name + "processes", ""},
+		{what + " cpu", name + "CPU per minute", "s"},
+		{what + " written", name + "written per minute, by process", "MB"},
+		{what + " device", name + "written per minute, at the disk", "MB"},
+		{what + " fsyncs", name + "fsyncs per minute", ""},
+		{what + " flushes", name + "disk flushes per minute", ""},
+	}
+}
+
+// contextName is what the report calls something whose use is measured.
+func contextName(what string) string {
+	names := map[string]string{
+		"idle": "no pods", "pods": "20 pods", "agent": "agent", "server": "each of three servers", "servers": "three servers together",
+	}
+	if name, ok := names[what]; ok {
+		return name
+	}
+	return what
 }
 
 // Sample is one measured value.
@@ -65,9 +92,9 @@ type Sample struct {
 type Detail struct {
 	Side   string
 	Run    int
-	Pods   string         // idle or pods
-	Memory []Memory       `json:",omitempty"`
-	Syncs  map[string]int `json:",omitempty"` // calls by process and system call
+	What   string             // is measured: idle, pods, or a machine of a cluster
+	Memory []Memory           `json:",omitempty"`
+	Syncs  map[string]float64 `json:",omitempty"` // calls a minute by process and system call
 }
 
 type results struct {
@@ -85,7 +112,7 @@ type recorder struct {
 
 func (r *recorder) add(figure string, value float64) {
 	s := Sample{Side: r.side, Run: r.run, Figure: figure, Value: value}
-	for _, f := range figures {
+	for _, f := range figures() {
 		if f.name == figure {
 			s.Unit = f.unit
 		}
@@ -97,15 +124,26 @@ func (r *recorder) add(figure string, value float64) {
 	r.parts = append(r.parts, figure+" "+strings.TrimSpace(number2(value)+" "+s.Unit))
 }
 
-func (r *recorder) memory(pods string, m []Memory) {
-	r.add(pods+" pss", m[0].PSS)
-	r.add(pods+" anon", m[0].Anonymous)
-	r.add(pods+" processes", float64(m[0].Processes))
-	r.details = append(r.details, Detail{Side: r.side, Run: r.run, Pods: pods, Memory: m})
+// reading takes what something uses while it is idle.
+func (r *recorder) reading(what string, u reading) {
+	r.add(what+" pss", u.memory[0].PSS)
+	r.add(what+" anon", u.memory[0].Anonymous)
+	r.add(what+" processes", float64(u.memory[0].Processes))
+	r.add(what+" cpu", u.cpu)
+	r.add(what+" written", u.written)
+	r.add(what+" device", u.device)
+	r.add(what+" flushes", math.Round(u.flushes))
+	if u.syncs != nil {
+		r.add(what+" fsyncs", math.Round(u.fsyncs()))
+	}
 }
 
-func (r *recorder) calls(pods string, calls map[string]int) {
-	r.details = append(r.details, Detail{Side: r.side, Run: r.run, Pods: pods, Syncs: calls})
+// behind takes what stands behind a reading.
+func (r *recorder) behind(what string, u reading) {
+	r.details = append(r.details, Detail{Side: r.side, Run: r.run, What: what, Memory: u.memory})
+	if len(u.syncs) > 0 {
+		r.details = append(r.details, Detail{Side: r.side, Run: r.run, What: what, Syncs: u.syncs})
+	}
 }
 
 // line says what was recorded.
@@ -134,7 +172,7 @@ type Row struct {
 
 func (res *results) rows() []Row {
 	var rows []Row
-	for _, f := range figures {
+	for _, f := range figures() {
 		row := Row{Figure: f.text, Unit: f.unit, Sides: map[string][3]float64{}}
 		values := map[string][]float64{}
 		for _, s := range res.samples {
@@ -214,17 +252,17 @@ func cell(r Row, side string) string {
 }
 
 func printDetail(w io.Writer, d Detail) {
-	name := map[string]string{"idle": "no pods", "pods": "20 pods"}[d.Pods]
+	name := contextName(d.What)
 	if d.Syncs != nil {
 		var parts []string
 		for _, call := range slices.Sorted(maps.Keys(d.Syncs)) {
-			parts = append(parts, fmt.Sprintf("%s %d", call, d.Syncs[call]))
+			parts = append(parts, fmt.Sprintf("%s %.0f", call, d.Syncs[call]))
 		}
 		fmt.Fprintf(w, "\n%s run %d, %s: %s\n", d.Side, d.Run, name, strings.Join(parts, ", "))
 		return
 	}
-	fmt.Fprintf(w, "\n%s run %d, %s: processes, PSS, anonymous (MiB)\n", d.Side, d.Run, name)
+	fmt.Fprintf(w, "\n%s run %d, %s: processes, PSS, anonymous (MiB), CPU per minute (s)\n", d.Side, d.Run, name)
 	for _, m := range d.Memory {
-		fmt.Fprintf(w, "  %-28s %3d %7.1f %7.1f\n", m.Name, m.Processes, m.PSS, m.Anonymous)
+		fmt.Fprintf(w, "  %-28s %3d %7.1f %7.1f %7.2f\n", m.Name, m.Processes, m.PSS, m.Anonymous, m.CPU)
 	}
 }

@@ -21,7 +21,14 @@ func TestReport(t *testing.T) {
 			rec.add("fresh pod", v)
 		}
 	}
-	(&recorder{results: &res, side: "kedge", run: 1}).memory("idle", []Memory{{Name: "all", Processes: 6, PSS: 454.56, Anonymous: 297}})
+	kedge := &recorder{results: &res, side: "kedge", run: 1}
+	idle := reading{
+		memory: []Memory{{Name: "all", Processes: 6, PSS: 454.56, Anonymous: 297, CPU: 3.7}},
+		use:    use{cpu: 3.7, written: 0.2, device: 0.25, flushes: 31},
+		syncs:  map[string]float64{"etcd fdatasync": 17, "kedge [node] fsync": 0.6},
+	}
+	kedge.reading("idle", idle)
+	kedge.behind("idle", idle)
 	var out strings.Builder
 	if err := res.write(&out, options{output: filepath.Join(t.TempDir(), "result.json")}); err != nil {
 		t.Fatal(err)
@@ -32,9 +39,16 @@ start, fresh data: first pod Running 12 s (10-30)      3 s (2.50-7.50)      0.25
 no pods: PSS                         -                 455 MiB
 no pods: anonymous memory            -                 297 MiB
 no pods: processes                   -                 6
+no pods: CPU per minute              -                 3.70 s
+no pods: written per minute, by process - 0.20 MB
+no pods: written per minute, at the disk - 0.25 MB
+no pods: fsyncs per minute - 18
+no pods: disk flushes per minute - 31
 
-kedge run 1, no pods: processes, PSS, anonymous (MiB)
-  all                            6   454.6   297.0
+kedge run 1, no pods: processes, PSS, anonymous (MiB), CPU per minute (s)
+  all                            6   454.6   297.0    3.70
+
+kedge run 1, no pods: etcd fdatasync 17, kedge [node] fsync 1
 `
 	words := func(s string) []string {
 		var lines []string

@@ -96,7 +96,7 @@ type startup struct {
 	pod   string
 	fresh bool
 
-	ready, nodeReady, accepted, running time.Time
+	ready, nodeReady, accepted, running, voter time.Time
 
 	condition, alive bool  // of the node: its condition is Ready, and it has been heard of since the start
 	refusal          error // of the pod, the last one
@@ -127,44 +127,66 @@ type seen struct {
 	at     time.Time
 	object runtime.Object // from a watch
 	ready  bool           // /readyz said ok
+	voter  bool           // the datastore counts on the node
 	asked  bool           // for the pod
 	err    error          // why the pod was refused
 }
 
 // observe watches the node, its lease and a pod, and asks for /readyz and for the pod until both are granted.
 func (st *startup) observe(ctx context.Context, c kubernetes.Interface) error {
+	observers := append(st.nodeObservers(c),
+		func(ctx context.Context, events chan<- seen) {
+			follow(ctx, func() (watch.Interface, error) {
+				return c.CoreV1().Pods(metav1.NamespaceDefault).Watch(ctx, named(st.pod))
+			}, events)
+		},
+		func(ctx context.Context, events chan<- seen) {
+			try(ctx, pollReady, events, func() (seen, bool) {
+				ok := isReady(ctx, c)
+				return seen{ready: ok}, ok
+			})
+		},
+		func(ctx context.Context, events chan<- seen) {
+			try(ctx, pollCreate, events, func() (seen, bool) {
+				err := createPod(ctx, c, st.pod)
+				return seen{asked: true, err: err}, err == nil
+			})
+		})
+	return st.gather(ctx, func() bool { return !st.ready.IsZero() && !st.nodeReady.IsZero() && !st.running.IsZero() }, observers)
+}
+
+// observer hands on what it sees until ctx ends, or there is no more to see.
+type observer func(ctx context.Context, events chan<- seen)
+
+// nodeObservers watch the node and its lease.
+func (st *startup) nodeObservers(c kubernetes.Interface) []observer {
+	return []observer{
+		func(ctx context.Context, events chan<- seen) {
+			follow(ctx, func() (watch.Interface, error) { return c.CoreV1().Nodes().Watch(ctx, named(st.node)) }, events)
+		},
+		func(ctx context.Context, events chan<- seen) {
+			follow(ctx, func() (watch.Interface, error) {
+				return c.CoordinationV1().Leases(corev1.NamespaceNodeLease).Watch(ctx, named(st.node))
+			}, events)
+		},
+	}
+}
+
+func named(name string) metav1.ListOptions {
+	return metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()}
+}
+
+// gather takes in what the observers see until it is enough.
+func (st *startup) gather(ctx context.Context, enough func() bool, observers []observer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	events := make(chan seen)
-	named := func(name string) metav1.ListOptions {
-		return metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()}
-	}
-	var observers sync.WaitGroup
-	defer observers.Wait()
+	var running sync.WaitGroup
+	defer running.Wait()
 	defer cancel()
-	for _, open := range []func() (watch.Interface, error){
-		func() (watch.Interface, error) { return c.CoreV1().Nodes().Watch(ctx, named(st.node)) },
-		func() (watch.Interface, error) {
-			return c.CoordinationV1().Leases(corev1.NamespaceNodeLease).Watch(ctx, named(st.node))
-		},
-		func() (watch.Interface, error) {
-			return c.CoreV1().Pods(metav1.NamespaceDefault).Watch(ctx, named(st.pod))
-		},
-	} {
-		observers.Go(func() { follow(ctx, open, events) })
+	for _, observe := range observers {
+		running.Go(func() { observe(ctx, events) })
 	}
-	observers.Go(func() {
-		try(ctx, pollReady, events, func() (seen, bool) {
-			ok := isReady(ctx, c)
-			return seen{ready: ok}, ok
-		})
-	})
-	observers.Go(func() {
-		try(ctx, pollCreate, events, func() (seen, bool) {
-			err := createPod(ctx, c, st.pod)
-			return seen{asked: true, err: err}, err == nil
-		})
-	})
-	for st.ready.IsZero() || st.nodeReady.IsZero() || st.running.IsZero() {
+	for !enough() {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -234,6 +256,9 @@ func (st *startup) see(ev seen) {
 	}
 	if ev.ready {
 		st.ready = ev.at
+	}
+	if ev.voter {
+		st.voter = ev.at
 	}
 	if ev.asked {
 		st.refusal = ev.err

@@ -8,6 +8,7 @@ import (
 	_ "embed" // the configuration files below
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"path"
 	"path/filepath"
@@ -42,22 +43,8 @@ type stock struct {
 	proc *testbed.Process
 }
 
-func newStock(ctx context.Context, o options, bed *testbed.Bed, archive string, opts ...testbed.Option) (side, error) {
-	dir, err := filepath.Abs(o.stock)
-	if err != nil {
-		return nil, err
-	}
-	units, err := filepath.Abs(o.units)
-	if err != nil {
-		return nil, err
-	}
-	pause := filepath.Join(filepath.Dir(archive), "pause.tar")
-	if err := writeImage(pause, pauseImage, o.pause); err != nil {
-		return nil, err
-	}
-	opts = append(opts, testbed.Bind(dir, stockDir), testbed.Bind(units, unitsBin),
-		testbed.Bind(archive, imagesDir+"/pod.tar"), testbed.Bind(pause, imagesDir+"/pause.tar"))
-	m, err := bed.Machine(ctx, "stock", opts...)
+func newStock(ctx context.Context, o options, bed *testbed.Bed, archive string, opts ...testbed.Option) (*stock, error) {
+	m, err := stockMachine(ctx, o, bed, "stock", o.stock, append(opts, testbed.Bind(archive, imagesDir+"/pod.tar")))
 	if err != nil {
 		return nil, err
 	}
@@ -65,31 +52,74 @@ func newStock(ctx context.Context, o options, bed *testbed.Bed, archive string, 
 	if err != nil {
 		return nil, fmt.Errorf("certificates of the stock side: %w", err)
 	}
-	s := &stock{m: m, pki: pki}
-	files, err := s.files()
+	units := append(controlUnits(m.Name(), m.IP()), nodeUnits(m.Name(), m.IP(), "https://127.0.0.1:"+apiPort)...)
+	return &stock{m: m, pki: pki}, setUpStock(ctx, m, pki.files, units)
+}
+
+// newNode makes another machine, with the node parts only. Its programs are in dir.
+func (s *stock) newNode(ctx context.Context, o options, bed *testbed.Bed, dir string, opts ...testbed.Option) (*stock, error) {
+	m, err := stockMachine(ctx, o, bed, "stocknode", dir, opts)
 	if err != nil {
 		return nil, err
 	}
-	for name, text := range files {
-		if err := m.WriteFile(name, text, 0o600); err != nil {
-			return nil, err
-		}
+	api := "https://" + net.JoinHostPort(s.m.IP(), apiPort)
+	credentials, err := s.pki.node(m.Name(), api)
+	if err != nil {
+		return nil, fmt.Errorf("certificates of a stock node: %w", err)
 	}
-	_, err = m.Exec(ctx, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
-	return s, err
+	return &stock{m: m, pki: s.pki}, setUpStock(ctx, m, credentials, nodeUnits(m.Name(), m.IP(), api))
+}
+
+// stockMachine makes a machine with the programs of a directory.
+func stockMachine(ctx context.Context, o options, bed *testbed.Bed, name, dir string, opts []testbed.Option) (*testbed.Machine, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	units, err := filepath.Abs(o.units)
+	if err != nil {
+		return nil, err
+	}
+	pause := filepath.Join(filepath.Dir(units), "pause.tar")
+	if err := writeImage(pause, pauseImage, o.pause); err != nil {
+		return nil, err
+	}
+	return bed.Machine(ctx, name, append(opts, testbed.Bind(dir, stockDir), testbed.Bind(units, unitsBin),
+		testbed.Bind(pause, imagesDir+"/pause.tar"))...)
 }
 
 //go:embed stock.tmpl
 var stockTemplates string
 
-// files are the configuration: the templates, the certificates and the units.
-func (s *stock) files() (map[string][]byte, error) {
+// setUpStock writes the configuration: the templates, the credentials (by name below /etc/kubernetes) and the units.
+func setUpStock(ctx context.Context, m *testbed.Machine, credentials map[string][]byte, units []unit) error {
+	files, err := stockConfig()
+	if err != nil {
+		return err
+	}
+	for name, text := range credentials {
+		files[path.Join(etcDir, name)] = text
+	}
+	if files["/etc/units.json"], err = json.Marshal(units); err != nil {
+		return err
+	}
+	for name, text := range files {
+		if err := m.WriteFile(name, text, 0o600); err != nil {
+			return err
+		}
+	}
+	_, err = m.Exec(ctx, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+	return err
+}
+
+// stockConfig are the components' configuration files, which are the same on every machine.
+func stockConfig() (map[string][]byte, error) {
 	files := map[string][]byte{}
 	t, err := template.New("").Option("missingkey=error").Parse(stockTemplates)
 	if err != nil {
 		return nil, err
 	}
-	data := map[string]string{"Name": s.m.Name(), "IP": s.m.IP(), "Bin": stockDir, "Etc": etcDir, "Pause": pauseImage}
+	data := map[string]string{"Bin": stockDir, "Etc": etcDir, "Pause": pauseImage}
 	for _, sub := range t.Templates() {
 		if !path.IsAbs(sub.Name()) {
 			continue
@@ -100,12 +130,7 @@ func (s *stock) files() (map[string][]byte, error) {
 		}
 		files[sub.Name()] = b.Bytes()
 	}
-	for name, text := range s.pki.files {
-		files[path.Join(etcDir, name)] = text
-	}
-	units, err := json.Marshal(stockUnits(s.m.Name(), s.m.IP()))
-	files["/etc/units.json"] = units
-	return files, err
+	return files, nil
 }
 
 type unit struct {
@@ -116,13 +141,13 @@ type unit struct {
 	Once  bool
 }
 
-func stockUnits(name, ip string) []unit {
-	// runc, the shim and the network tools are found by PATH.
-	tools := "PATH=" + stockDir + ":" + stockDir + "/tools:/usr/sbin:/usr/bin:/sbin:/bin"
-	ready := "https://127.0.0.1:" + apiPort + "/readyz"
-	const socket, subnet = "/run/containerd/containerd.sock", "/run/flannel/subnet.env"
-	k := func(file string) string { return path.Join(etcDir, file) }
-	b := func(program string) string { return path.Join(stockDir, program) }
+func etcFile(file string) string { return path.Join(etcDir, file) }
+
+func stockProgram(name string) string { return path.Join(stockDir, name) }
+
+// controlUnits are the control plane of a server.
+func controlUnits(name, ip string) []unit {
+	k, b := etcFile, stockProgram
 	return []unit{
 		{Name: "etcd", Args: []string{b("etcd"), "--name", name, "--data-dir", "/var/lib/etcd",
 			"--listen-client-urls", "http://127.0.0.1:2379", "--advertise-client-urls", "http://127.0.0.1:2379",
@@ -147,6 +172,17 @@ func stockUnits(name, ip string) []unit {
 			"--cluster-signing-cert-file=" + k("ca.crt"), "--cluster-signing-key-file=" + k("ca.key"), "--controllers=*,bootstrapsigner,tokencleaner"}},
 		{Name: "kube-scheduler", Args: []string{b("kube-scheduler"), "--kubeconfig=" + k("scheduler.conf"), "--bind-address=127.0.0.1",
 			"--authentication-kubeconfig=" + k("scheduler.conf"), "--authorization-kubeconfig=" + k("scheduler.conf")}},
+	}
+}
+
+// nodeUnits are the parts of a node that uses the API server at a URL.
+func nodeUnits(name, ip, api string) []unit {
+	// runc, the shim and the network tools are found by PATH.
+	tools := "PATH=" + stockDir + ":" + stockDir + "/tools:/usr/sbin:/usr/bin:/sbin:/bin"
+	ready := api + "/readyz"
+	const socket, subnet = "/run/containerd/containerd.sock", "/run/flannel/subnet.env"
+	k, b := etcFile, stockProgram
+	return []unit{
 		{Name: "containerd", Args: []string{b("containerd")}, Env: []string{tools}},
 		{Name: "images", Once: true, After: socket, Args: []string{"sh", "-c",
 			// Once on a fresh disk, as a user would have pulled them.

@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -23,7 +24,8 @@ import (
 
 // stockPKI has the certificates and kubeconfigs that kubeadm makes, with ECDSA keys as Kedge has them.
 type stockPKI struct {
-	files map[string][]byte // by name below /etc/kubernetes
+	ca    *authority
+	files map[string][]byte // of the server, by name below /etc/kubernetes
 	admin *rest.Config
 }
 
@@ -40,6 +42,7 @@ func newStockPKI(name, ip string) (*stockPKI, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.ca = ca
 	front, err := p.authority("front-ca", "front-proxy-ca")
 	if err != nil {
 		return nil, err
@@ -68,24 +71,45 @@ func newStockPKI(name, ip string) (*stockPKI, error) {
 		}
 		p.files[l.file+".crt"], p.files[l.file+".key"] = cert, key
 	}
-	for _, u := range []struct{ file, cn, org string }{
-		{"controller-manager.conf", "system:kube-controller-manager", ""},
-		{"scheduler.conf", "system:kube-scheduler", ""},
-		{"kubelet.conf", "system:node:" + name, "system:nodes"},
-		{"kube-proxy.conf", "system:kube-proxy", ""},
-		{"flannel.conf", "flannel", "system:masters"},
-	} {
-		cert, key, err := ca.issue(u.cn, u.org, nil)
-		if err != nil {
-			return nil, err
-		}
-		if p.files[u.file], err = kubeconfig(ca, cert, key); err != nil {
-			return nil, err
-		}
+	const local = "https://127.0.0.1:" + apiPort
+	clients := map[string]client{"controller-manager.conf": {"system:kube-controller-manager", ""}, "scheduler.conf": {"system:kube-scheduler", ""}}
+	if err := errors.Join(ca.kubeconfigs(p.files, local, clients), ca.kubeconfigs(p.files, local, nodeClients(name))); err != nil {
+		return nil, err
 	}
 	cert, key, err := ca.issue("admin", "system:masters", nil)
 	p.admin = &rest.Config{Host: "https://" + net.JoinHostPort(ip, apiPort), TLSClientConfig: rest.TLSClientConfig{CAData: ca.pem, CertData: cert, KeyData: key}}
 	return p, err
+}
+
+// node returns the files of a machine that has the node parts only and uses the API server at a URL.
+func (p *stockPKI) node(name, api string) (map[string][]byte, error) {
+	files := map[string][]byte{"ca.crt": p.ca.pem}
+	return files, p.ca.kubeconfigs(files, api, nodeClients(name))
+}
+
+// client is whom a kubeconfig stands for.
+type client struct{ cn, org string }
+
+func nodeClients(name string) map[string]client {
+	return map[string]client{
+		"kubelet.conf":    {"system:node:" + name, "system:nodes"},
+		"kube-proxy.conf": {"system:kube-proxy", ""},
+		"flannel.conf":    {"flannel", "system:masters"},
+	}
+}
+
+// kubeconfigs adds a kubeconfig for each client to files.
+func (a *authority) kubeconfigs(files map[string][]byte, api string, clients map[string]client) error {
+	for file, c := range clients {
+		cert, key, err := a.issue(c.cn, c.org, nil)
+		if err != nil {
+			return err
+		}
+		if files[file], err = kubeconfig(api, a, cert, key); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *stockPKI) authority(file, cn string) (*authority, error) {
@@ -159,9 +183,9 @@ func (a *authority) issue(cn, org string, alt *certutil.AltNames) (cert, key []b
 	return cert, key, err
 }
 
-func kubeconfig(ca *authority, cert, key []byte) ([]byte, error) {
+func kubeconfig(api string, ca *authority, cert, key []byte) ([]byte, error) {
 	c := clientcmdapi.NewConfig()
-	c.Clusters["stock"] = &clientcmdapi.Cluster{Server: "https://127.0.0.1:" + apiPort, CertificateAuthorityData: ca.pem}
+	c.Clusters["stock"] = &clientcmdapi.Cluster{Server: api, CertificateAuthorityData: ca.pem}
 	c.AuthInfos["user"] = &clientcmdapi.AuthInfo{ClientCertificateData: cert, ClientKeyData: key}
 	c.Contexts["default"] = &clientcmdapi.Context{Cluster: "stock", AuthInfo: "user"}
 	c.CurrentContext = "default"

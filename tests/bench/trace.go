@@ -36,7 +36,7 @@ func newTracer(h *host) (t *tracer, err error) {
 	if err := unix.Mount("tracefs", mount, "tracefs", 0, ""); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: mount tracefs: %w", errNoTrace, err), os.Remove(mount))
 	}
-	t = &tracer{mount: mount, dir: filepath.Join(mount, "instances", fmt.Sprintf("kedge-bench-%d", os.Getpid())), names: map[int]string{}}
+	t = &tracer{mount: mount, dir: filepath.Join(mount, "instances", fmt.Sprintf("kedge-bench-%d-%s", os.Getpid(), h.name)), names: map[int]string{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.close())

@@ -1,254 +1,248 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package cluster runs bin/kedge in machines of the test bed, the way a user would, and talks to it with the tools that a
-// user has: kedge kubectl and kedge status.
+// user has: kedge kubectl and kedge status. [Server] is a cluster of one; [Cluster] has several machines.
 package cluster
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path"
-	"path/filepath"
-	"strings"
+	"slices"
 	"time"
 
-	"github.com/kedge-io/kedge/tests/image"
 	"github.com/kedge-io/kedge/tests/testbed"
 )
 
-// Places in a machine.
-const (
-	Program = "/usr/local/bin/kedge"
-	LogFile = "/var/log/kedge.log"
-	DataDir = "/var/lib/kedge"
-)
-
-// Options say how a server is set up before its first start.
-type Options struct {
-	Machine    []testbed.Option
-	Flags      []string          // of kedge server
-	Config     string            // /etc/kedge/config.yaml
-	Registries string            // /etc/kedge/registries.yaml
-	Images     []string          // archives of the host that go to data-dir/images
-	Files      map[string]string // other files in the machine
+// Spec says what a cluster is made of.
+type Spec struct {
+	Servers, Agents int
+	// Options of every machine. The flags are those of the servers.
+	Options    Options
+	AgentFlags []string
 }
 
-// Server is a machine with Kedge.
-type Server struct {
-	*testbed.Machine
+// Cluster is several machines with Kedge: servers s1, s2 …, agents a1, a2 …
+type Cluster struct {
+	Bed     *testbed.Bed
+	Servers []*Server
+	Agents  []*Node
+	// Took says how long nodes needed from their start until they were Ready, and voters if they are servers.
+	Took map[string]time.Duration
 
-	flags []string
-	proc  *testbed.Process
+	spec Spec
 }
 
-// Prepare makes a machine that is ready for Start.
-func Prepare(ctx context.Context, bed *testbed.Bed, name string, o Options) (*Server, error) {
-	bin, err := Binary()
-	if err != nil {
-		return nil, err
-	}
-	m, err := bed.Machine(ctx, name, append([]testbed.Option{testbed.Bind(bin, Program)}, o.Machine...)...)
-	if err != nil {
-		return nil, err
-	}
-	s := &Server{Machine: m, flags: o.Flags}
-	bed.OnKeepLogs(s.describe)
-	files := map[string]string{"/etc/kedge/config.yaml": o.Config, "/etc/kedge/registries.yaml": o.Registries}
-	for name, text := range o.Files {
-		files[name] = text
-	}
-	for name, text := range files {
-		if text == "" {
-			continue
-		}
-		if err := m.WriteFile(name, []byte(text), 0o600); err != nil {
+// New makes the machines of a cluster. Nothing runs in them yet.
+func New(ctx context.Context, bed *testbed.Bed, spec Spec) (*Cluster, error) {
+	c := &Cluster{Bed: bed, Took: map[string]time.Duration{}, spec: spec}
+	for range spec.Servers {
+		if _, err := c.AddServer(ctx); err != nil {
 			return nil, err
 		}
 	}
-	for _, archive := range o.Images {
-		b, err := os.ReadFile(archive)
+	for range spec.Agents {
+		if _, err := c.AddAgent(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// AddServer makes another machine for a server.
+func (c *Cluster) AddServer(ctx context.Context) (*Server, error) {
+	s, err := Prepare(ctx, c.Bed, fmt.Sprintf("s%d", len(c.Servers)+1), c.spec.Options)
+	if err == nil {
+		c.Servers = append(c.Servers, s)
+	}
+	return s, err
+}
+
+// AddAgent makes another machine for an agent.
+func (c *Cluster) AddAgent(ctx context.Context) (*Node, error) {
+	o := c.spec.Options
+	o.Flags = c.spec.AgentFlags
+	n, err := prepareNode(ctx, c.Bed, fmt.Sprintf("a%d", len(c.Agents)+1), AgentRole, o)
+	if err == nil {
+		c.Agents = append(c.Agents, n)
+	}
+	return n, err
+}
+
+// Nodes are all machines, servers first.
+func (c *Cluster) Nodes() []*Node {
+	var nodes []*Node
+	for _, s := range c.Servers {
+		nodes = append(nodes, s.Node)
+	}
+	return append(nodes, c.Agents...)
+}
+
+// Start starts the first server, lets the other machines join one after the other, each with a new token, and waits until all
+// of them are ready.
+func (c *Cluster) Start(ctx context.Context) error {
+	first := c.Servers[0]
+	begin := time.Now()
+	if err := errors.Join(first.Run(ctx), first.WaitReady(ctx)); err != nil {
+		return err
+	}
+	c.Took[first.Name()] = time.Since(begin)
+	for _, n := range c.Nodes()[1:] {
+		token, err := first.Token(ctx, n.Role)
 		if err != nil {
-			return nil, err
+			return fmt.Errorf("a token for %s: %w", n.Name(), err)
 		}
-		if err := m.WriteFile(path.Join(DataDir, "images", filepath.Base(archive)), b, 0o644); err != nil {
-			return nil, err
+		if err := c.Join(ctx, n, first, token); err != nil {
+			return err
 		}
 	}
-	return s, nil
+	return c.WaitReady(ctx)
 }
 
-// Start makes a machine, starts Kedge in it and waits until the node is ready.
-func Start(ctx context.Context, bed *testbed.Bed, name string, o Options) (*Server, error) {
-	s, err := Prepare(ctx, bed, name, o)
-	if err != nil {
-		return nil, err
+// Join starts a node that joins through a server, waits until it is Ready and a voter, and keeps in Took how long that took.
+func (c *Cluster) Join(ctx context.Context, n *Node, via *Server, token string) error {
+	n.JoinThrough(via.URL(), token)
+	begin := time.Now()
+	if err := n.Run(ctx); err != nil {
+		return err
 	}
-	return s, errors.Join(s.Run(ctx), s.WaitReady(ctx))
-}
-
-// Run starts kedge server in the background.
-func (s *Server) Run(ctx context.Context) error {
-	p, err := s.Spawn(ctx, LogFile, append([]string{Program, "server"}, s.flags...)...)
-	s.proc = p
+	err := testbed.Wait(ctx, n.Name()+" to join", func(ctx context.Context) error {
+		if err := c.joined(ctx, n, via); err != nil {
+			return errors.Join(err, n.ended(ctx))
+		}
+		return nil
+	})
+	c.Took[n.Name()] = time.Since(begin)
 	return err
 }
 
-// Process is the kedge server that Run started last.
-func (s *Server) Process() *testbed.Process { return s.proc }
-
-// Stop ends kedge server with SIGTERM and waits for its end.
-func (s *Server) Stop(ctx context.Context) error {
-	if err := s.proc.Signal(ctx, "TERM"); err != nil {
+func (c *Cluster) joined(ctx context.Context, n *Node, via *Server) error {
+	if err := via.NodesReady(ctx, n.Name()); err != nil {
 		return err
 	}
-	return s.proc.Wait(ctx)
-}
-
-// WaitReady waits until the node is Ready and new pods are accepted. It gives up at once when the server ends.
-func (s *Server) WaitReady(ctx context.Context) error {
-	return testbed.Wait(ctx, "the node "+s.Name()+" to be Ready", func(ctx context.Context) error {
-		if running, err := s.proc.Running(ctx); err == nil && !running {
-			return testbed.GiveUp(fmt.Errorf("kedge server ended: %s", s.logTail(ctx)))
-		}
-		if err := s.ready(ctx); err != nil {
-			return err
-		}
-		_, err := s.Kubectl(ctx, "-n", "default", "get", "serviceaccount", "default")
-		return err
-	})
-}
-
-func (s *Server) ready(ctx context.Context) error {
-	out, err := s.Kubectl(ctx, "get", "node", s.Name(), "-o", `jsonpath={.status.conditions[?(@.type=="Ready")]}`)
+	if !n.hasDatastore() {
+		return nil
+	}
+	members, err := via.Members(ctx)
 	if err != nil {
 		return err
 	}
-	var c struct{ Status, Message string }
-	if err := json.Unmarshal([]byte(out), &c); err != nil {
-		return fmt.Errorf("the node's condition %q: %w", out, err)
-	}
-	if c.Status != "True" {
-		return fmt.Errorf("condition Ready is %s: %s", c.Status, c.Message)
+	if m, ok := members[n.Name()]; !ok || m.Learner {
+		return fmt.Errorf("%s is no voter: %+v", n.Name(), members)
 	}
 	return nil
 }
 
-func (s *Server) logTail(ctx context.Context) string {
-	out, err := s.Exec(ctx, "tail", "-n", "15", LogFile)
-	return strings.TrimSpace(out) + errorText(err)
+func (n *Node) hasDatastore() bool {
+	return n.Role == ServerRole && !slices.Contains(n.Flags, "--disable-etcd")
 }
 
-func errorText(err error) string {
-	if err == nil {
-		return ""
-	}
-	return err.Error()
+func (n *Node) hasKubelet() bool { return !slices.Contains(n.Flags, "--disable-agent") }
+
+// WaitReady waits until the cluster is serving and all components of all nodes say to be ready. A new leader of the controllers
+// may have to wait until the lease of the last one is over.
+func (c *Cluster) WaitReady(ctx context.Context) error {
+	return c.wait(ctx, "the whole cluster to be ready", func(ctx context.Context) error {
+		for _, n := range c.started() {
+			st, err := n.Status(ctx)
+			if err == nil {
+				err = st.Problems()
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", n.Name(), err)
+			}
+		}
+		return c.serving(ctx)
+	})
 }
 
-// Kubectl runs kedge kubectl in the machine, each request limited to 30 seconds, and returns its standard output.
-func (s *Server) Kubectl(ctx context.Context, args ...string) (string, error) {
-	return s.Exec(ctx, kubectl(args)...)
+// WaitServing waits until all nodes are Ready and exactly the servers vote in the datastore, on every server's own word.
+func (c *Cluster) WaitServing(ctx context.Context) error {
+	return c.wait(ctx, "all nodes and servers to be there", c.serving)
 }
 
-// Apply hands YAML to kubectl apply, in a namespace.
-func (s *Server) Apply(ctx context.Context, namespace, yaml string) error {
-	_, err := s.ExecInput(ctx, strings.NewReader(yaml), kubectl([]string{"-n", namespace, "apply", "-f", "-"})...)
-	return err
+// wait gives up when Kedge ends somewhere.
+func (c *Cluster) wait(ctx context.Context, what string, cond func(context.Context) error) error {
+	return testbed.Wait(ctx, what, func(ctx context.Context) error {
+		err := cond(ctx)
+		if err == nil {
+			return nil
+		}
+		for _, n := range c.started() {
+			err = errors.Join(err, n.ended(ctx))
+		}
+		return err
+	})
 }
 
-func kubectl(args []string) []string {
-	for _, a := range args {
-		switch a {
-		case "exec", "attach", "port-forward", "logs", "wait", "rollout": // these last as long as they must
-			return append([]string{Program, "kubectl"}, args...)
+// started are the nodes that were ever started.
+func (c *Cluster) started() []*Node {
+	return slices.DeleteFunc(c.Nodes(), func(n *Node) bool { return n.proc == nil })
+}
+
+func (c *Cluster) serving(ctx context.Context) error {
+	var names, voters []string
+	for _, n := range c.started() {
+		if n.hasKubelet() {
+			names = append(names, n.Name())
+		}
+		if n.hasDatastore() {
+			voters = append(voters, n.Name())
 		}
 	}
-	return append([]string{Program, "kubectl", "--request-timeout=30s"}, args...)
-}
-
-// Status is the part of `kedge status -o json` that tests look at.
-type Status struct {
-	Ready     bool
-	Processes []struct {
-		Name       string
-		PID        int
-		Restarts   int
-		LastExit   string
-		Components []struct{ Name, State, Reason string }
-	}
-}
-
-// Status asks kedge status. It exits with 3 when something is not ready, which is no error here.
-func (s *Server) Status(ctx context.Context) (*Status, error) {
-	out, err := s.Exec(ctx, Program, "status", "-o", "json")
-	var exit *testbed.ExitError
-	if err != nil && (!errors.As(err, &exit) || exit.Code != 3) {
-		return nil, err
-	}
-	var st Status
-	if err := json.Unmarshal([]byte(out), &st); err != nil {
-		return nil, fmt.Errorf("kedge status: %w: %s", err, out)
-	}
-	return &st, nil
-}
-
-// Log returns the log of kedge server.
-func (s *Server) Log() (string, error) {
-	b, err := s.ReadFile(LogFile)
-	return string(b), err
-}
-
-// describe writes what the cluster says about itself beside the logs of a failed test.
-func (s *Server) describe(dir string) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	for file, args := range map[string][]string{
-		"status":    {Program, "status"},
-		"processes": {"ps", "-eo", "pid,ppid,etimes,time,rss,stat,args", "--forest"},
-		"network":   {"sh", "-c", "ip addr; ip route; cat /etc/resolv.conf; ls -la /etc/cni/net.d /var/lib/kedge 2>&1"},
-		"all":       kubectl([]string{"get", "nodes,pods,services,endpointslices", "-A", "-o", "wide", "--request-timeout=5s"}),
-		"events":    kubectl([]string{"get", "events", "-A", "--sort-by=.lastTimestamp", "--request-timeout=5s"}),
-		"pods":      kubectl([]string{"describe", "pods", "-A", "--request-timeout=5s"}),
-	} {
-		out, err := s.Exec(ctx, args...)
-		// Best effort: a test has failed already, and this very machine may be why.
-		_ = os.WriteFile(filepath.Join(dir, s.Name(), "kedge-"+file+".txt"), []byte(out+errorText(err)+"\n"), 0o644)
-	}
-}
-
-// Binary is the program under test: $KEDGE_BIN, or bin/kedge of the module.
-func Binary() (string, error) {
-	if bin := os.Getenv("KEDGE_BIN"); bin != "" {
-		return filepath.Abs(bin)
-	}
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for ; ; dir = filepath.Dir(dir) {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			break
+	for _, s := range c.Servers {
+		if s.proc == nil {
+			continue
 		}
-		if dir == "/" {
-			return "", errors.New("not inside the module: set KEDGE_BIN to the program under test")
+		if err := errors.Join(s.NodesReady(ctx, names...), s.Voters(ctx, voters...)); err != nil {
+			return fmt.Errorf("says %s: %w", s.Name(), err)
 		}
 	}
-	bin := filepath.Join(dir, "bin", "kedge")
-	if _, err := os.Stat(bin); err != nil {
-		return "", fmt.Errorf("%w: run make build first", err)
-	}
-	return bin, nil
+	return nil
 }
 
-// Images makes the archives of the images that tests use, busybox and the test server, in dir.
-func Images(ctx context.Context, bed *testbed.Bed, dir string) ([]string, error) {
-	root, err := bed.Template()
-	if err != nil {
-		return nil, err
+// Leader is the server whose member leads the datastore.
+func (c *Cluster) Leader(ctx context.Context) (*Server, error) {
+	var leader *Server
+	err := testbed.Wait(ctx, "a leader of the datastore", func(ctx context.Context) error {
+		var errs []error
+		for _, s := range c.Servers {
+			leads, err := s.LeadsDatastore(ctx)
+			if leads {
+				leader = s
+				return nil
+			}
+			errs = append(errs, err)
+		}
+		return errors.Join(append(errs, errors.New("nobody says to be it"))...)
+	})
+	return leader, err
+}
+
+// Repair undoes what a test did to the machines that were ever started, power, network and frozen or killed processes, and
+// waits until all is ready.
+func (c *Cluster) Repair(ctx context.Context) error {
+	if err := c.Bed.Heal(ctx); err != nil {
+		return err
 	}
-	files := []string{filepath.Join(dir, "busybox.tar"), filepath.Join(dir, "server.tar")}
-	return files, errors.Join(image.Busybox(ctx, files[0], image.BusyboxName, root), image.Server(ctx, files[1], image.ServerName))
+	for _, n := range c.started() {
+		state, err := n.State(ctx)
+		if err != nil {
+			return err
+		}
+		if state == "frozen" {
+			if err := n.Thaw(ctx); err != nil {
+				return err
+			}
+		}
+		if state != "dead" {
+			if _, err := n.Shell(ctx, "pkill -CONT -f kedge || true"); err != nil {
+				return err
+			}
+		}
+		if err := n.Restart(ctx); err != nil {
+			return err
+		}
+	}
+	return c.WaitReady(ctx)
 }

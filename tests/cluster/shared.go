@@ -27,26 +27,50 @@ type Shared struct {
 	Options func(bed *testbed.Bed, dir string) (Options, error)
 
 	once   sync.Once
-	bed    *testbed.Bed
-	dir    string
+	home   home
 	server *Server
 	err    error
+}
+
+// home is where the machines of a package live.
+type home struct {
+	bed *testbed.Bed
+	dir string // for files
+}
+
+func (h *home) open(ctx context.Context, name string) error {
+	var err error
+	if h.bed, err = testbed.Open(ctx, name); err != nil {
+		return err
+	}
+	h.dir, err = os.MkdirTemp("", "kedge-"+name+"-")
+	return err
+}
+
+// close removes the machines; if a test failed it keeps the logs and says where.
+func (h *home) close(failed bool) error {
+	var errs []error
+	if h.bed != nil {
+		if failed {
+			fmt.Println("logs are kept in", h.bed.KeepLogs())
+		}
+		if err := h.bed.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("close the test bed: %w", err))
+		}
+	}
+	if h.dir != "" {
+		errs = append(errs, os.RemoveAll(h.dir))
+	}
+	*h = home{}
+	return errors.Join(errs...)
 }
 
 // Main runs the tests and removes the machines afterwards; if a test failed it keeps the logs and says where.
 func (s *Shared) Main(m *testing.M) int {
 	code := m.Run()
-	if s.bed != nil {
-		if code != 0 {
-			fmt.Println("logs are kept in", s.bed.KeepLogs())
-		}
-		if err := s.bed.Close(); err != nil {
-			fmt.Println("close the test bed:", err)
-			code = max(code, 1)
-		}
-	}
-	if err := os.RemoveAll(s.dir); s.dir != "" && err != nil {
+	if err := s.home.close(code != 0); err != nil {
 		fmt.Println(err)
+		code = max(code, 1)
 	}
 	return code
 }
@@ -67,27 +91,102 @@ func (s *Shared) Server(t *testing.T) *Server {
 func (s *Shared) start() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	var err error
-	if s.bed, err = testbed.Open(ctx, s.Name); err != nil {
-		return err
-	}
-	if s.dir, err = os.MkdirTemp("", "kedge-"+s.Name+"-"); err != nil {
+	err := s.home.open(ctx, s.Name)
+	if err != nil {
 		return err
 	}
 	var o Options
 	if s.Options != nil {
-		if o, err = s.Options(s.bed, s.dir); err != nil {
+		if o, err = s.Options(s.home.bed, s.home.dir); err != nil {
 			return err
 		}
 	}
 	if o.Images == nil {
-		if o.Images, err = Images(ctx, s.bed, s.dir); err != nil {
+		if o.Images, err = Images(ctx, s.home.bed, s.home.dir); err != nil {
 			return err
 		}
 	}
 	start, cancelStart := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancelStart()
-	s.server, err = Start(start, s.bed, "m1", o)
+	s.server, err = Start(start, s.home.bed, "m1", o)
+	return err
+}
+
+// SharedCluster is one cluster for all tests of a package, which run one after the other. The first that asks for it starts it:
+//
+//	var shared = cluster.SharedCluster{Name: "ha", Spec: cluster.Spec{Servers: 3, Agents: 1}}
+//	func TestMain(m *testing.M) { os.Exit(shared.Main(m)) }
+type SharedCluster struct {
+	// Name of the package, for the directory with logs.
+	Name string
+	// Spec of the cluster. Images are added when none are given.
+	Spec Spec
+
+	home    home
+	cluster *Cluster
+	err     error // of the start
+}
+
+// Main runs the tests and removes the machines afterwards; if a test failed it keeps the logs and says where.
+func (s *SharedCluster) Main(m *testing.M) int {
+	code := m.Run()
+	if err := s.home.close(code != 0); err != nil {
+		fmt.Println(err)
+		code = max(code, 1)
+	}
+	return code
+}
+
+// Cluster returns the cluster, in which everything is ready. When the test ends, what it did to the machines is repaired; if
+// that does not succeed the test has failed, and the next one gets a new cluster. It skips the test without root.
+func (s *SharedCluster) Cluster(t *testing.T) *Cluster {
+	t.Helper()
+	if s.cluster == nil && s.err == nil {
+		s.err = s.start(t)
+	}
+	if errors.Is(s.err, testbed.ErrNotRoot) {
+		t.Skip(s.err)
+	}
+	if s.err != nil {
+		t.Fatal(s.err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		defer cancel()
+		err := s.cluster.Repair(ctx)
+		if err == nil {
+			return
+		}
+		t.Errorf("repair the cluster: %v", err)
+		s.cluster = nil
+		if err := s.home.close(true); err != nil {
+			t.Error(err)
+		}
+	})
+	return s.cluster
+}
+
+func (s *SharedCluster) start(t *testing.T) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	err := s.home.open(ctx, s.Name)
+	if err != nil {
+		return err
+	}
+	spec := s.Spec
+	if spec.Options.Images == nil {
+		if spec.Options.Images, err = Images(ctx, s.home.bed, s.home.dir); err != nil {
+			return err
+		}
+	}
+	if s.cluster, err = New(ctx, s.home.bed, spec); err != nil {
+		return err
+	}
+	start, cancelStart := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancelStart()
+	err = s.cluster.Start(start)
+	t.Logf("seconds from start to Ready: %v", s.cluster.Took)
 	return err
 }
 

@@ -223,6 +223,37 @@ func (m *Machine) Isolate(ctx context.Context) error { return m.do(ctx, "isolate
 // Join plugs the machine in again.
 func (m *Machine) Join(ctx context.Context) error { return m.do(ctx, "join") }
 
+// Shield drops TCP connections that other machines open to this one, until Heal, as for a machine behind a router with NAT.
+// The host still gets through.
+func (m *Machine) Shield(ctx context.Context) error { return m.do(ctx, "shield") }
+
+// Readdress gives the machine an address that no machine of the bed has had, as a new lease of DHCP does. It may be running.
+func (m *Machine) Readdress(ctx context.Context) error {
+	ip, err := m.bed.run(ctx, "readdress", m.name)
+	if err != nil {
+		return err
+	}
+	m.ip = strings.TrimSpace(ip)
+	return nil
+}
+
+// Wipe cuts the power and empties the disk, as a new image on the same hardware does. Boot starts it with the same address.
+func (m *Machine) Wipe(ctx context.Context) error { return m.do(ctx, "wipe") }
+
+// State tells what the machine does: "running", "frozen" or "dead".
+func (m *Machine) State(ctx context.Context) (string, error) {
+	out, err := m.bed.run(ctx, "ls")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == m.name {
+			return f[1], nil
+		}
+	}
+	return "", fmt.Errorf("no machine %s in %q", m.name, out)
+}
+
 func (m *Machine) do(ctx context.Context, verb string) error {
 	_, err := m.bed.run(ctx, verb, m.name)
 	return err

@@ -185,6 +185,96 @@ func TestNetworkFaults(t *testing.T) {
 	sh(t, m2, "true")
 }
 
+// TestShield: nobody but the host opens connections to a shielded machine; its own work.
+func TestShield(t *testing.T) {
+	bed := testbed.New(t)
+	m1, m2 := machine(t, bed, "m1"), machine(t, bed, "m2")
+	for _, m := range []*testbed.Machine{m1, m2} {
+		if _, err := m.Spawn(deadline(t, time.Minute), "/var/log/httpd", "busybox", "httpd", "-f", "-p", "8000", "-h", "/etc"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reach := func(from, to *testbed.Machine) error {
+		_, err := from.Exec(deadline(t, time.Minute), "curl", "-sS", "-m", "1", "-o", "/dev/null", "http://"+to.IP()+":8000/hostname")
+		return err
+	}
+	do(t, func(ctx context.Context) error {
+		return testbed.Wait(ctx, "both to answer", func(context.Context) error { return errors.Join(reach(m1, m2), reach(m2, m1)) })
+	})
+	do(t, m2.Shield)
+	if err := reach(m1, m2); err == nil {
+		t.Error("a shielded machine accepts a connection")
+	}
+	if err := reach(m2, m1); err != nil {
+		t.Errorf("a connection that the shielded machine opens: %v", err)
+	}
+	do(t, bed.Heal)
+	if err := reach(m1, m2); err != nil {
+		t.Errorf("after the shield is gone: %v", err)
+	}
+}
+
+// TestReaddress: a machine gets another address, while it runs and while it does not, and everybody knows it by its name.
+func TestReaddress(t *testing.T) {
+	bed := testbed.New(t)
+	m1, m2 := machine(t, bed, "m1"), machine(t, bed, "m2")
+	seen := map[string]bool{m1.IP(): true, m2.IP(): true}
+	check := func(when string) {
+		t.Helper()
+		if seen[m1.IP()] {
+			t.Errorf("%s: %s is no new address", when, m1.IP())
+		}
+		seen[m1.IP()] = true
+		if got := sh(t, m1, "ip -4 -o addr show eth0 | wc -l; ip -4 -o addr show eth0; ip route"); !strings.HasPrefix(got, "1\n") ||
+			!strings.Contains(got, m1.IP()+"/24") || !strings.Contains(got, "default via "+bed.Gateway()) {
+			t.Errorf("%s, %s: %s", when, m1.IP(), got)
+		}
+		sh(t, m1, "busybox ping -c1 -W1 "+m2.IP()+" && busybox ping -c1 -W1 "+bed.Gateway())
+		sh(t, m2, "busybox ping -c1 -W1 m1 | grep -F "+m1.IP())
+	}
+	do(t, m1.Readdress)
+	check("while it ran")
+	do(t, m1.PowerCut)
+	do(t, m1.Readdress)
+	do(t, m1.Boot)
+	check("while it was off")
+}
+
+// TestWipe: the disk is that of a new machine, whatever kind of disk it is, and the rest stays.
+func TestWipe(t *testing.T) {
+	bed := testbed.New(t)
+	tool := filepath.Join(t.TempDir(), "tool")
+	if err := os.WriteFile(tool, []byte("#!/bin/sh\necho tool\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, opts := range map[string][]testbed.Option{"m1": nil, "m2": {testbed.Disk("200M")}} {
+		m := machine(t, bed, name, append(opts, testbed.Bind(tool, "/usr/bin/tool"))...)
+		sh(t, m, "mkdir -p /etc/kedge; echo x >/etc/kedge/old; echo x >/var/lib/old; echo nameserver 1.1.1.1 >/etc/resolv.conf")
+		do(t, m.Wipe)
+		if state, err := m.State(deadline(t, time.Minute)); state != "dead" || err != nil {
+			t.Errorf("%s: state %s, %v after wipe", name, state, err)
+		}
+		do(t, m.Boot)
+		if got := sh(t, m, "ls -d /etc/kedge /var/lib/old 2>/dev/null; ls -d /var/lib/dpkg; tool; cat /etc/resolv.conf; ip -4 -o addr show eth0"); !strings.HasPrefix(got, "/var/lib/dpkg\ntool\nnameserver "+bed.Gateway()) ||
+			!strings.Contains(got, m.IP()) {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+}
+
+func TestState(t *testing.T) {
+	m := machine(t, testbed.New(t), "m1")
+	for _, c := range []struct {
+		do   func(context.Context) error
+		want string
+	}{{m.Freeze, "frozen"}, {m.Thaw, "running"}, {m.PowerCut, "dead"}, {m.Boot, "running"}} {
+		do(t, c.do)
+		if got, err := m.State(deadline(t, time.Minute)); got != c.want || err != nil {
+			t.Errorf("state %s, %v; want %s", got, err, c.want)
+		}
+	}
+}
+
 func TestSystemd(t *testing.T) {
 	m := machine(t, testbed.New(t), "m1", testbed.Systemd())
 	do(t, func(ctx context.Context) error {

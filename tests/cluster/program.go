@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/kedge-io/kedge/tests/image"
+	"github.com/kedge-io/kedge/tests/testbed"
+)
+
+// Binary is the program under test: $KEDGE_BIN, or bin/kedge of the module.
+func Binary() (string, error) {
+	if bin := os.Getenv("KEDGE_BIN"); bin != "" {
+		return filepath.Abs(bin)
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for ; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			break
+		}
+		if dir == "/" {
+			return "", errors.New("not inside the module: set KEDGE_BIN to the program under test")
+		}
+	}
+	bin := filepath.Join(dir, "bin", "kedge")
+	if _, err := os.Stat(bin); err != nil {
+		return "", fmt.Errorf("%w: run make build first", err)
+	}
+	return bin, nil
+}
+
+// Images makes the archives of the images that tests use, busybox and the test server, in dir.
+func Images(ctx context.Context, bed *testbed.Bed, dir string) ([]string, error) {
+	root, err := bed.Template()
+	if err != nil {
+		return nil, err
+	}
+	files := []string{filepath.Join(dir, "busybox.tar"), filepath.Join(dir, "server.tar")}
+	return files, errors.Join(image.Busybox(ctx, files[0], image.BusyboxName, root), image.Server(ctx, files[1], image.ServerName))
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package ha tests that a cluster of three servers and an agent carries on, and loses nothing, whichever server dies, hangs,
+// moves or is cut off; and that nodes carry on without any server.
+package ha
+
+import (
+	"context"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/kedge-io/kedge/tests/cluster"
+)
+
+var shared = cluster.SharedCluster{Name: "ha", Spec: cluster.Spec{Servers: 3, Agents: 1}} //policy:allow variable one cluster for the package
+
+func TestMain(m *testing.M) { os.Exit(shared.Main(m)) }
+
+const (
+	minute = time.Minute
+
+	// failOver is how long writers may be without the store when a server loses its power.
+	failOver = 3 * time.Second
+	// moveOn is the same when a server does not answer any more, which takes longer to notice than a broken connection.
+	moveOn = 5 * time.Second
+)
+
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// do fails the test if f fails within a minute.
+func do(t *testing.T, f ...func(context.Context) error) {
+	t.Helper()
+	for _, f := range f {
+		if err := f(within(t, minute)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// waitReady waits until the whole cluster is ready again.
+func waitReady(t *testing.T, c *cluster.Cluster) {
+	t.Helper()
+	if err := c.WaitReady(within(t, 2*minute)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// waitServing waits until every node is back, though the controllers may not be.
+func waitServing(t *testing.T, c *cluster.Cluster) {
+	t.Helper()
+	if err := c.WaitServing(within(t, 2*minute)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// leader is the server whose member leads the datastore, and some other one.
+func leader(t *testing.T, c *cluster.Cluster) (leader, other *cluster.Server) {
+	t.Helper()
+	leader, err := c.Leader(within(t, minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return leader, otherThan(c, leader)
+}
+
+func otherThan(c *cluster.Cluster, s *cluster.Server) *cluster.Server {
+	for _, o := range c.Servers {
+		if o != s {
+			return o
+		}
+	}
+	return nil
+}
+
+// status asks a node that has to answer.
+func status(t *testing.T, n *cluster.Node) *cluster.Status {
+	t.Helper()
+	st, err := n.Status(within(t, minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+// processes remembers the process IDs on some nodes, and tells later whether they are still the same.
+func processes(t *testing.T, nodes ...*cluster.Node) (unchanged func()) {
+	t.Helper()
+	before := make([]map[string]int, len(nodes))
+	for i, n := range nodes {
+		before[i] = status(t, n).PIDs()
+	}
+	return func() {
+		t.Helper()
+		for i, n := range nodes {
+			if running, err := n.Process().Running(within(t, minute)); !running || err != nil {
+				t.Errorf("kedge of %s: running %t, %v", n.Name(), running, err)
+				continue
+			}
+			for name, pid := range status(t, n).PIDs() {
+				if pid != before[i][name] {
+					t.Errorf("%s of %s has pid %d, had %d", name, n.Name(), pid, before[i][name])
+				}
+			}
+		}
+	}
+}
