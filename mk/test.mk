@@ -15,7 +15,7 @@ REPORT      := go run ./scripts/testreport $(if $(TEST_COUNTS),-count '$(TEST_CO
 SOURCES      = $(wildcard cmd pkg scripts tests)
 EVERYTHING   = $(SOURCES:%=./%/...)
 # Packages below tests/ that need no machines.
-UNIT_TESTS  := tests/policy tests/image tests/registry
+UNIT_TESTS  := tests/policy tests/image tests/registry tests/history
 UNIT         = $(patsubst %,./%/...,$(wildcard cmd pkg scripts) $(UNIT_TESTS))
 SCENARIOS    = $(shell go list ./tests/... | grep -vE '/($(subst tests/,,$(subst $(eval ) ,|,$(UNIT_TESTS))))(/|$$)')
 # A cluster that starts needs most of two cores, and 1 GiB of memory.

@@ -4,6 +4,8 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"log/slog"
 	"net/http"
@@ -15,9 +17,6 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"crypto/tls"
-	"crypto/x509"
 
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/node"

@@ -98,8 +98,6 @@ func TestRoles(t *testing.T) {
 		{args: []string{external, "--datastore-cafile=" + there, "--datastore-certfile=" + there, "--datastore-keyfile=" + there}},
 		{args: []string{"--token-file=" + there, "--agent-token-file=" + there}},
 
-		{[]string{"--disable-etcd"}, []string{"--disable-etcd; the first server of a cluster needs both control plane and datastore: give --server"}},
-		{[]string{"--disable-control-plane"}, []string{"--disable-control-plane; the first server of a cluster needs both"}},
 		{[]string{"--disable-etcd", "--disable-control-plane", joins}, []string{
 			"--disable-etcd: and no control plane (--disable-control-plane): nothing of a server is left; use kedge agent"}},
 		{[]string{"--disable-control-plane", external}, []string{

@@ -95,7 +95,6 @@ func (s *Config) validateRoles(sources map[string]string) error {
 			errs = append(errs, fmt.Errorf("%s: the token is also given by %s; leave one out", sources[pair.fileOption], sources[pair.textOption]))
 		}
 	}
-	first := "; the first server of a cluster needs both control plane and datastore: give --server to join another one"
 	switch d := s.Datastore; {
 	case s.DisableEtcd && s.DisableControl:
 		errs = append(errs, fmt.Errorf("%s: and no control plane (%s): nothing of a server is left; use kedge agent", sources["disable-etcd"], sources["disable-control-plane"]))
@@ -103,10 +102,6 @@ func (s *Config) validateRoles(sources map[string]string) error {
 		errs = append(errs, fmt.Errorf("%s: with an etcd of your own (%s) nothing of a server is left", sources["disable-control-plane"], sources["datastore-endpoint"]))
 	case s.DisableEtcd && d.External():
 		errs = append(errs, fmt.Errorf("%s: with an etcd of your own (%s) there is no member here anyway; leave it out", sources["disable-etcd"], sources["datastore-endpoint"]))
-	case s.DisableEtcd && s.Server == "":
-		errs = append(errs, fmt.Errorf("%s%s", sources["disable-etcd"], first))
-	case s.DisableControl && s.Server == "":
-		errs = append(errs, fmt.Errorf("%s%s", sources["disable-control-plane"], first))
 	case (d.CAFile != "" || d.CertFile != "" || d.KeyFile != "") && !d.External():
 		errs = append(errs, errors.New("datastore-cafile, datastore-certfile and datastore-keyfile belong to datastore-endpoint, which is not given"))
 	case (d.CertFile == "") != (d.KeyFile == ""):

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//lint:file-ignore SA1019 upstream's adapter takes Endpoints, and writes the EndpointSlice as well
+
 package controlplane
 
 import (

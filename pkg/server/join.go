@@ -49,6 +49,9 @@ func (s *server) enter(ctx context.Context, known *agent.Membership) error {
 	case known != nil && known.Joined:
 		return fmt.Errorf("this server joined a cluster, but its datastore %s is empty: to join again, give --server and --token "+
 			"(on another server: kedge token create --role server); it does not make a cluster of its own", s.etcdDir())
+	case s.cfg.DisableEtcd || s.cfg.DisableControl:
+		return errors.New("the first server of a cluster needs both control plane and datastore: to join another one give --server and --token, " +
+			"or leave out --disable-etcd and --disable-control-plane")
 	}
 	s.bootstrap = true
 	return agent.Remember(s.cfg, agent.Membership{Cluster: s.cfg.Cluster})

@@ -57,6 +57,9 @@ func TestEnter(t *testing.T) {
 
 		{name: "no member, goes on", change: noEtcd, known: joined},
 		{name: "no member, joins", change: func(c *config.Config) { noEtcd(c); joins(c) }, want: needsToken},
+		{name: "first without datastore", change: func(c *config.Config) { c.DisableEtcd = true }, want: "the first server of a cluster needs both"},
+		{name: "first without control plane", change: func(c *config.Config) { c.DisableControl = true }, want: "the first server of a cluster needs both"},
+		{name: "without datastore, goes on", change: func(c *config.Config) { c.DisableEtcd = true }, known: joined, remembers: nil},
 		{name: "etcd of the operator, first", change: external, bootstrap: true, remembers: made},
 		{name: "etcd of the operator, goes on", change: external, known: made},
 		{name: "etcd of the operator, joins", change: func(c *config.Config) { external(c); joins(c) }, want: needsToken},

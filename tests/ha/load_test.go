@@ -61,16 +61,6 @@ func startLoadOn(t *testing.T, c *cluster.Cluster, n *cluster.Node) *load {
 	return l
 }
 
-// startLoadThrough lets clients write through a server, which is what the load balancer in its own machine uses.
-func startLoadThrough(t *testing.T, c *cluster.Cluster, s *cluster.Server) *load {
-	t.Helper()
-	err := testbed.Wait(within(t, minute), s.Name()+" to use itself", func(ctx context.Context) error { return usesItself(ctx, s) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	return startLoadOn(t, c, s.Node)
-}
-
 // readBeside lets clients of the agent read, from one server, what l writes.
 func (l *load) readBeside(c *cluster.Cluster, s *cluster.Server) *load {
 	l.t.Helper()

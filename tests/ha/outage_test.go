@@ -71,12 +71,13 @@ func TestAllOff(t *testing.T) {
 // TestStalledDatastore: the disk of one server stands still for 15 seconds. Nothing exits, anywhere.
 func TestStalledDatastore(t *testing.T) {
 	c := shared.Cluster(t)
-	victim, other := leader(t, c)
+	victim := used(t, c, c.Agents[0])
+	other := otherThan(c, victim)
 	s := other.Session(t)
 	s.Apply(cluster.ServerPod, "web", "", "  nodeName: "+victim.Name())
 	s.Ready("web")
 	ip := s.Kubectl("get", "pod", "web", "-o", "jsonpath={.status.podIP}")
-	l := startLoadThrough(t, c, victim)
+	l := startLoad(t, c)
 	reader := l.readBeside(c, other)
 	unchanged := processes(t, c.Nodes()...)
 	pid := status(t, victim.Node).PIDs()["etcd"]

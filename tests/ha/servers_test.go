@@ -15,7 +15,7 @@ import (
 	"github.com/kedge-io/kedge/tests/testbed"
 )
 
-// TestLoadBalancers: every node knows all servers and finds them healthy; a server uses itself, after it has been away not at once.
+// TestLoadBalancers: every node knows all servers and finds them healthy.
 func TestLoadBalancers(t *testing.T) {
 	c := shared.Cluster(t)
 	for _, n := range c.Nodes() {
@@ -24,24 +24,21 @@ func TestLoadBalancers(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for _, s := range c.Servers {
-		if err := testbed.Wait(within(t, minute), s.Name()+" to use itself", func(ctx context.Context) error { return usesItself(ctx, s) }); err != nil {
-			t.Error(err)
-		}
-	}
 }
 
-func usesItself(ctx context.Context, s *cluster.Server) error {
-	st, err := s.Status(ctx)
-	if err != nil {
-		return err
-	}
-	for _, a := range st.APIServers {
-		if a.Local && a.Active {
-			return nil
+// used is the server that a node's load balancer uses.
+func used(t *testing.T, c *cluster.Cluster, n *cluster.Node) *cluster.Server {
+	t.Helper()
+	servers := status(t, n).APIServers
+	for _, a := range servers {
+		for _, s := range c.Servers {
+			if a.Active && (a.Local && s.Node == n || a.Address == s.IP()+":6443") {
+				return s
+			}
 		}
 	}
-	return fmt.Errorf("its load balancer has %+v", st.APIServers)
+	t.Fatalf("%s uses no server: %+v", n.Name(), servers)
+	return nil
 }
 
 // knows checks that a node's load balancer has these servers, all healthy, each once, and besides at most the address through
@@ -112,10 +109,8 @@ func describe(t *testing.T, c *cluster.Cluster, s *cluster.Server) string {
 	if leaseHolder(t, otherThan(c, s)) == s.Name() {
 		text += ", holder of the lease"
 	}
-	for _, a := range status(t, c.Agents[0]).APIServers {
-		if a.Active && a.Address == s.IP()+":6443" {
-			text += ", used by " + c.Agents[0].Name()
-		}
+	if used(t, c, c.Agents[0]) == s {
+		text += ", used by " + c.Agents[0].Name()
 	}
 	return text
 }
@@ -163,10 +158,16 @@ func TestIsolation(t *testing.T) {
 // TestPartition: two servers, one of them the leader, do not reach each other, but the third. Who used the other one moves on.
 func TestPartition(t *testing.T) {
 	c := shared.Cluster(t)
-	one, other := leader(t, c)
-	l := startLoadThrough(t, c, other)
+	one := leader(t, c)
+	i := slices.IndexFunc(c.Nodes(), func(n *cluster.Node) bool { return used(t, c, n) != one })
+	if i < 0 {
+		t.Fatalf("all nodes use %s", one.Name())
+	}
+	user := c.Nodes()[i]
+	other := used(t, c, user)
+	l := startLoadOn(t, c, user)
 	unchanged := processes(t, c.Nodes()...)
-	what := fmt.Sprintf("partition between %s and %s", describe(t, c, one), describe(t, c, other))
+	what := fmt.Sprintf("partition between %s and %s, which %s uses", describe(t, c, one), describe(t, c, other), user.Name())
 	event := time.Now()
 	do(t, func(ctx context.Context) error { return c.Bed.Partition(ctx, one.Machine, other.Machine) })
 	l.acknowledged(event.Add(10*time.Second), 100)
@@ -189,7 +190,7 @@ func TestPartition(t *testing.T) {
 // old data from it.
 func TestFrozenLeader(t *testing.T) {
 	c := shared.Cluster(t)
-	victim, _ := leader(t, c)
+	victim := leader(t, c)
 	l := startLoad(t, c)
 	reader := l.readBeside(c, victim)
 	unchanged := processes(t, c.Nodes()...)

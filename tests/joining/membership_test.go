@@ -64,7 +64,7 @@ func TestRemove(t *testing.T) {
 	session.Kubectl("create", "deployment", "web", "--image=kedge.test/server:1", "--replicas=4")
 	session.Kubectl("rollout", "status", "deployment/web", "--timeout=55s")
 
-	t.Log(remove(t, s, "--drain", victim.Name()))
+	t.Log(remove(t, s, victim.Name(), "--drain"))
 	gone(t, s, victim.Name())
 	if err := s.Voters(within(t, minute), s.Name(), c.Servers[1].Name()); err != nil {
 		t.Error(err)

@@ -7,12 +7,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/kedge-io/kedge/tests/cluster"
+	"github.com/kedge-io/kedge/tests/testbed"
 )
 
 // TestReach: logs, exec, port-forward and requests to pods work from every server to every node, one of which nobody can open
@@ -134,4 +136,21 @@ func forward(ctx context.Context, s *cluster.Server, ns, pod string) error {
 		err = fmt.Errorf("it answers %q", got)
 	}
 	return err
+}
+
+// TestLocalServer: a server's load balancer uses the server itself, some time after it has joined.
+func TestLocalServer(t *testing.T) {
+	c := shared.Cluster(t)
+	for _, s := range c.Servers {
+		err := testbed.Wait(within(t, 3*minute), s.Name()+" to use itself", func(ctx context.Context) error {
+			st, err := s.Status(ctx)
+			if err == nil && !slices.ContainsFunc(st.APIServers, func(a cluster.APIServer) bool { return a.Local && a.Active }) {
+				err = fmt.Errorf("it has %+v", st.APIServers)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
 }
