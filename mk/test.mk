@@ -18,7 +18,7 @@ EVERYTHING   = $(SOURCES:%=./%/...)
 UNIT_TESTS  := tests/policy tests/image tests/registry tests/history
 UNIT         = $(patsubst %,./%/...,$(wildcard cmd pkg scripts) $(UNIT_TESTS))
 SCENARIOS    = $(shell go list ./tests/... | grep -vE '/($(subst tests/,,$(subst $(eval ) ,|,$(UNIT_TESTS))))(/|$$)')
-# A cluster that starts needs most of two cores, and 1 GiB of memory.
+# A cluster that starts needs most of two cores, and 1 GiB of memory. The scenarios of tests/ha measure seconds: they run alone.
 PARALLEL    ?= 2
 
 .PHONY: unit unit-tests test scenario scenarios lint run dependencies clean-tests
@@ -31,7 +31,8 @@ unit-tests: assets
 
 scenarios: build
 	@echo "  TEST    scenarios"
-	@$(REPORT) -v -- -count 1 -parallel 4 -p $(PARALLEL) -timeout 40m $(SCENARIOS)
+	@status=0; for s in '$(filter-out %/tests/ha,$(SCENARIOS))' '$(filter %/tests/ha,$(SCENARIOS))'; do \
+		$(REPORT) -v -- -count 1 -parallel 4 -p $(PARALLEL) -timeout 40m $$s || status=1; done; exit $$status
 
 scenario: build
 	@$(REPORT) -v -- -count 1 -parallel 4 -timeout 40m $(if $(R),-run '$(R)') ./tests/$(S)

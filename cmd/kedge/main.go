@@ -113,5 +113,9 @@ func child[C any](ctx context.Context, args []string, logConfig func(C) logging.
 	if err != nil {
 		return err
 	}
-	return run(ctx, cfg, c, log)
+	err = run(ctx, cfg, c, log)
+	if err != nil {
+		c.End(err)
+	}
+	return err
 }

@@ -64,6 +64,9 @@ func (c *Child) Report(component string, state State, reason string) {
 	}
 }
 
+// End tells the supervisor why the process is about to end.
+func (c *Child) End(err error) { c.Report("", Failed, err.Error()) }
+
 // Poll calls f until it succeeds or ctx ends, and returns ctx's error then. It waits 20 ms in between at first, as a start is
 // made of such waits, and a fiftieth of the time it has taken so far later on, a second at the most.
 func Poll(ctx context.Context, f func() error) error {

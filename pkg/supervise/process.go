@@ -146,8 +146,8 @@ func (p *Process) once(ctx context.Context) error {
 		return fmt.Errorf("start: %w", err)
 	}
 	p.set(Running, cmd.Process.Pid, "")
-	reports := make(chan struct{})
-	go func() { defer close(reports); p.readReports(r) }()
+	reports := make(chan string, 1)
+	go func() { reports <- p.readReports(r) }()
 	select {
 	case err = <-ended:
 	case reason := <-p.kick:
@@ -156,9 +156,13 @@ func (p *Process) once(ctx context.Context) error {
 		<-ended
 		err = fmt.Errorf("restarted: %s", reason)
 	}
-	<-reports
-	if err == nil {
-		err = errors.New("exit status 0")
+	reason := <-reports
+	switch {
+	case ctx.Err() != nil: // it was told to end
+	case reason != "":
+		return errors.New(reason)
+	case err == nil:
+		return errors.New("exit status 0")
 	}
 	return err
 }
@@ -192,7 +196,8 @@ func (p *Process) writeConfig() (string, error) {
 	return file, nil
 }
 
-func (p *Process) readReports(r io.Reader) {
+// readReports takes over what the process says until it ends, and returns why it does, if it says that.
+func (p *Process) readReports(r io.Reader) (reason string) {
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		var c Component
@@ -200,8 +205,13 @@ func (p *Process) readReports(r io.Reader) {
 			p.log.Warn("unreadable status line", "line", lines.Text(), "error", err)
 			continue
 		}
+		if c.Name == "" { // see Child.End
+			reason = c.Reason
+			continue
+		}
 		p.report(c)
 	}
+	return reason
 }
 
 // report takes over what the process says of one component.

@@ -23,9 +23,10 @@ import (
 
 // childConfig tells the test binary, started as a child, how to behave.
 type childConfig struct {
-	Exit      int  `json:"exit"`      // end with this status after reporting ready; 0: stay
-	Stubborn  bool `json:"stubborn"`  // ignore SIGTERM
-	Supervise bool `json:"supervise"` // be a supervisor with one child, whose pid goes to PIDFile
+	Exit      int    `json:"exit"` // end with this status after reporting ready; 0: stay
+	Reason    string // what to say before that, if anything
+	Stubborn  bool   `json:"stubborn"`  // ignore SIGTERM
+	Supervise bool   `json:"supervise"` // be a supervisor with one child, whose pid goes to PIDFile
 	PIDFile   string
 }
 
@@ -61,6 +62,9 @@ func child(args []string) int {
 	}
 	c.Report("part", Running, "warming up")
 	c.Report("part", Ready, "")
+	if cfg.Reason != "" {
+		c.End(errors.New(cfg.Reason))
+	}
 	if cfg.Exit != 0 {
 		return cfg.Exit
 	}
@@ -123,6 +127,16 @@ func TestRestartAfterExit(t *testing.T) {
 	s, _ := start(t, slog.New(slog.DiscardHandler), []string{"bad"}, process(t, "bad", childConfig{Exit: 3}))
 	eventually(t, "second restart", func() bool { return s.Status()[0].Restarts >= 2 })
 	if st := s.Status()[0]; st.LastExit != "exit status 3" || st.LastExitAt == nil {
+		t.Errorf("got %+v", st)
+	}
+}
+
+// What a process says before it ends is what people get to see, not its status.
+func TestReasonOfExit(t *testing.T) {
+	s, _ := start(t, slog.New(slog.DiscardHandler), []string{"bad"}, process(t, "bad", childConfig{Exit: 3, Reason: "kubelet: no runtime"}))
+	eventually(t, "a restart", func() bool { return s.Status()[0].Restarts >= 1 })
+	st := s.Status()[0]
+	if st.LastExit != "kubelet: no runtime" || len(st.Components) != 1 {
 		t.Errorf("got %+v", st)
 	}
 }
