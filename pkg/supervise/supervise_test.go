@@ -19,6 +19,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/prometheus/procfs"
 )
 
 // childConfig tells the test binary, started as a child, how to behave.
@@ -344,5 +346,27 @@ func TestChildName(t *testing.T) {
 func TestNewChildByHand(t *testing.T) {
 	if _, err := NewChild(nil, &childConfig{}); err == nil || !strings.Contains(err.Error(), "kedge server") {
 		t.Errorf("error %v does not say how it is started", err)
+	}
+}
+
+// The program's pages leave the process, and it goes on.
+func TestReleaseProgram(t *testing.T) {
+	resident := func() (bytes int) {
+		self, err := procfs.Self()
+		if err != nil {
+			t.Fatal(err)
+		}
+		status, err := self.NewStatus()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return int(status.RssFile)
+	}
+	before := resident()
+	if err := releaseProgram(); err != nil {
+		t.Fatal(err)
+	}
+	if after := resident(); after > before*3/4 {
+		t.Errorf("%d bytes of files are resident, %d were before", after, before)
 	}
 }
