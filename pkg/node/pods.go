@@ -19,7 +19,8 @@ const podStopTimeout = 15 * time.Second
 // RemovePods stops all pods of this machine and removes them with their network and volumes' mounts, through containerd at socket.
 // say gets a line a pod.
 func RemovePods(ctx context.Context, socket string, say func(string)) error {
-	runtime, err := cri.NewRemoteRuntimeService(ctx, "unix://"+socket, 10*time.Second, noop.NewTracerProvider(), false)
+	runtime, err := cri.NewRemoteRuntimeServiceBuilder().WithEndpoint("unix://" + socket).WithConnectionTimeout(10 * time.Second).
+		WithTracerProvider(noop.NewTracerProvider()).Build(ctx)
 	if err != nil {
 		return fmt.Errorf("containerd: %w", err)
 	}
