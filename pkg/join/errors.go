@@ -85,12 +85,6 @@ func Retryable(err error) bool {
 	return errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// Contradiction is the error for an option of this machine that is not as in the cluster.
-func Contradiction(flag, here, cluster string) error {
-	return problem(KindSetting, nil, "--%s is %s here, but %s in the cluster, and it must be the same on all machines: remove the option from "+
-		"this machine (the cluster's value is then used), or correct it", flag, here, cluster)
-}
-
 // traced lets a request with the context tell whether there was a connection.
 func traced(ctx context.Context) (context.Context, *atomic.Bool) {
 	connected := new(atomic.Bool)

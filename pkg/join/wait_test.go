@@ -124,14 +124,9 @@ func TestRetryable(t *testing.T) {
 		{fmt.Errorf("x: %w", apierrors.NewGenericServerResponse(http.StatusConflict, "post", schema.GroupResource{}, "", "", 0, true)), true},
 		{fmt.Errorf("x: %w", problem(KindClock, nil, "x")), true},
 		{problem(KindCA, &net.OpError{Op: "dial", Err: errors.New("x")}, "x"), false},
-		{Contradiction("cluster-cidr", "10.44.0.0/16", "10.42.0.0/16"), false},
 	} {
 		if Retryable(tt.err) != tt.want {
 			t.Errorf("%v: not %v", tt.err, tt.want)
 		}
-	}
-	want := "--cluster-cidr is 10.44.0.0/16 here, but 10.42.0.0/16 in the cluster, and it must be the same on all machines: remove the option from this machine (the cluster's value is then used), or correct it"
-	if err := Contradiction("cluster-cidr", "10.44.0.0/16", "10.42.0.0/16"); err.Error() != want || KindOf(err) != KindSetting {
-		t.Errorf("got  %v\nwant %s", err, want)
 	}
 }

@@ -72,7 +72,7 @@ func (p *Plan) String() string {
 	switch {
 	case p.Member && !p.Voter:
 		say("datastore: the member %s, which has no vote yet, is removed", p.Name)
-	case p.Member:
+	case p.Member && len(p.Voters) > 0:
 		say("datastore: the member %s is removed; %d stay (%s), of which %d have to be alive, and %d have been seen lately", p.Name, len(p.Voters),
 			strings.Join(p.Voters, ", "), p.Quorum(), len(p.Voters)-len(p.Silent))
 	}
