@@ -18,7 +18,7 @@ var nowhere = netip.MustParseAddr("203.0.113.77")
 
 func TestWatchAddress(t *testing.T) {
 	// The machine's own: what a node would get that is not tied to an address.
-	own, noAddress := (&config.Config{Cluster: clusterSettings()}).ChooseAddress()
+	own, noAddress := (&config.Config{Cluster: clusterSettings()}).ChooseAddresses()
 	for _, test := range []struct {
 		name     string
 		address  netip.Addr
@@ -63,9 +63,9 @@ func TestWatchAddress(t *testing.T) {
 	}
 }
 
-func TestHasAddress(t *testing.T) {
+func TestHasAddresses(t *testing.T) {
 	for text, want := range map[string]bool{"127.0.0.1": true, nowhere.String(): false, "::ffff:127.0.0.1": false} {
-		if got, err := hasAddress(netip.MustParseAddr(text)); err != nil || got != want {
+		if got, err := hasAddresses([]netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr(text)}); err != nil || got != want {
 			t.Errorf("%s: %v, %v", text, got, err)
 		}
 	}

@@ -78,7 +78,7 @@ func TestRecallRefuses(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			cfg := testConfig(t)
 			if test.given != "" {
-				cfg.ClusterCIDR, cfg.Given["cluster-cidr"] = netip.MustParsePrefix(test.given), "--cluster-cidr"
+				cfg.ClusterCIDR, cfg.Given["cluster-cidr"] = config.Prefixes{netip.MustParsePrefix(test.given)}, "--cluster-cidr"
 			}
 			before := cfg.Cluster
 			if err := os.WriteFile(membershipFile(cfg), []byte(test.text), 0o600); err != nil {

@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -377,7 +378,7 @@ func (m *Machine) watchAddress(ctx context.Context) error {
 			return nil
 		case <-time.After(5 * time.Second):
 		}
-		if has, err := hasAddress(m.cfg.NodeIP[0]); err != nil || has {
+		if has, err := hasAddresses(m.cfg.NodeIP); err != nil || has {
 			missing = 0
 			continue
 		}
@@ -385,22 +386,24 @@ func (m *Machine) watchAddress(ctx context.Context) error {
 		if missing++; missing < 3 {
 			continue
 		}
-		if address, err := m.cfg.ChooseAddress(); err == nil && address != m.cfg.NodeIP[0] {
-			m.log.Warn("the node's address has changed, starting again with the new one", "was", m.cfg.NodeIP[0], "is", address)
+		if now, err := m.cfg.ChooseAddresses(); err == nil && !slices.Equal(now, m.cfg.NodeIP) {
+			m.log.Warn("the node's address has changed, starting again with the new one", "was", m.cfg.NodeIP, "is", now)
 			return ErrRestart
 		}
 	}
 }
 
-func hasAddress(a netip.Addr) (bool, error) {
+// hasAddresses says whether the machine has all of them.
+func hasAddresses(wanted []netip.Addr) (bool, error) {
 	list, err := net.InterfaceAddrs()
 	if err != nil {
 		return false, err
 	}
-	for _, have := range list {
-		if p, err := netip.ParsePrefix(have.String()); err == nil && p.Addr().Unmap() == a {
-			return true, nil
-		}
-	}
-	return false, nil
+	missing := slices.DeleteFunc(slices.Clone(wanted), func(a netip.Addr) bool {
+		return slices.ContainsFunc(list, func(have net.Addr) bool {
+			p, err := netip.ParsePrefix(have.String())
+			return err == nil && p.Addr().Unmap() == a
+		})
+	})
+	return len(missing) == 0, nil
 }

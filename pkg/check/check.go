@@ -35,10 +35,10 @@ type Options struct {
 	FlannelBackend string // vxlan (default), host-gw, none
 	Snapshotter    string // overlayfs (default), native
 
-	ClusterCIDR netip.Prefix // default 10.42.0.0/16
-	ServiceCIDR netip.Prefix // default 10.43.0.0/16
-	DNSAddress  netip.Addr   // default 10.43.0.10
-	ResolvConf  string       // default: /etc/resolv.conf, or what a local resolver says it asks itself
+	ClusterCIDR []netip.Prefix // default 10.42.0.0/16
+	ServiceCIDR []netip.Prefix // default 10.43.0.0/16
+	DNSAddress  netip.Addr     // default 10.43.0.10
+	ResolvConf  string         // default: /etc/resolv.conf, or what a local resolver says it asks itself
 
 	// ConfigErr is what was wrong with the configuration that these options come from; the probes then go by defaults.
 	ConfigErr error
@@ -315,11 +315,11 @@ func (o Options) withoutPorts() Options {
 	set(&o.ProxyMode, "auto")
 	set(&o.FlannelBackend, "vxlan")
 	set(&o.Snapshotter, "overlayfs")
-	if !o.ClusterCIDR.IsValid() {
-		o.ClusterCIDR = netip.MustParsePrefix("10.42.0.0/16")
+	if len(o.ClusterCIDR) == 0 {
+		o.ClusterCIDR = []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}
 	}
-	if !o.ServiceCIDR.IsValid() {
-		o.ServiceCIDR = netip.MustParsePrefix("10.43.0.0/16")
+	if len(o.ServiceCIDR) == 0 {
+		o.ServiceCIDR = []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")}
 	}
 	if !o.DNSAddress.IsValid() {
 		o.DNSAddress = netip.MustParseAddr("10.43.0.10")

@@ -180,6 +180,7 @@ func judgeFirewall(s firewallState, o Options) Result {
 			ports = append(ports, fmt.Sprintf("%d/%s", p.Port, p.Proto))
 		}
 	}
+	own := slices.Concat(o.ClusterCIDR, o.ServiceCIDR)
 	switch {
 	case s.firewalld:
 		var add []string
@@ -188,7 +189,7 @@ func judgeFirewall(s firewallState, o Options) Result {
 		}
 		return Result{Status: Warning, Finding: "firewalld is running: it drops traffic between nodes and of pods unless told otherwise",
 			Remedy: "$ firewall-cmd --permanent " + strings.Join(add, " ") +
-				fmt.Sprintf("\n$ firewall-cmd --permanent --zone=trusted --add-source=%s --add-source=%s", o.ClusterCIDR, o.ServiceCIDR) +
+				"\n$ firewall-cmd --permanent --zone=trusted --add-source=" + join(own, " --add-source=") +
 				"\n$ firewall-cmd --reload\nor switch it off:\n$ systemctl disable --now firewalld"}
 	case s.ufw:
 		var allow []string
@@ -196,10 +197,10 @@ func judgeFirewall(s firewallState, o Options) Result {
 			allow = append(allow, "ufw allow "+p)
 		}
 		return Result{Status: Warning, Finding: "ufw is enabled: it drops traffic between nodes and of pods unless told otherwise",
-			Remedy: "$ " + strings.Join(allow, " && ") + fmt.Sprintf("\n$ ufw allow from %s && ufw allow from %s && ufw default allow routed", o.ClusterCIDR, o.ServiceCIDR) +
+			Remedy: "$ " + strings.Join(allow, " && ") + "\n$ ufw allow from " + join(own, " && ufw allow from ") + " && ufw default allow routed" +
 				"\nor switch it off:\n$ ufw disable"}
 	case len(s.drops) > 0:
-		remedy := fmt.Sprintf("Accept, in these chains, the ports %s and everything from and to %s:\n$ nft list ruleset", strings.Join(ports, ", "), o.ClusterCIDR)
+		remedy := fmt.Sprintf("Accept, in these chains, the ports %s and everything from and to %s:\n$ nft list ruleset", strings.Join(ports, ", "), join(o.ClusterCIDR, " and "))
 		if s.docker {
 			remedy = "Docker sets the policy of FORWARD to drop. For good: put \"ip-forward-no-drop\": true into /etc/docker/daemon.json (Docker 28 or newer) and restart it. Until then:\n$ iptables -P FORWARD ACCEPT"
 		}

@@ -48,7 +48,7 @@ func probeNFTables(_ context.Context, o Options) Result {
 	}
 	tables, err := conn.ListTables()
 	if err == nil {
-		err = inNamespaces(unix.CLONE_NEWNET, func() error { return exerciseNFTables(o.ClusterCIDR.Addr().Is6()) })
+		err = inNamespaces(unix.CLONE_NEWNET, func() error { return exerciseNFTables(o.ClusterCIDR[0].Addr().Is6()) })
 	}
 	if os.Geteuid() != 0 && errors.Is(err, fs.ErrPermission) {
 		return unprobed(err)

@@ -68,10 +68,18 @@ func judgeRanges(o Options, routes []route) Result {
 		return false
 	}
 	var items []Item
-	for _, r := range []struct {
+	type cidr struct {
 		name, flag string
 		cidr       netip.Prefix
-	}{{"pods", "--cluster-cidr", o.ClusterCIDR}, {"services", "--service-cidr", o.ServiceCIDR}} {
+	}
+	var ranges []cidr
+	for _, p := range o.ClusterCIDR {
+		ranges = append(ranges, cidr{"pods", "--cluster-cidr", p})
+	}
+	for _, p := range o.ServiceCIDR {
+		ranges = append(ranges, cidr{"services", "--service-cidr", p})
+	}
+	for _, r := range ranges {
 		item := Item{Name: r.name, Result: Result{Status: Pass, Finding: r.cidr.String() + " is used by nothing else here"}}
 		for _, known := range routes {
 			// With host-gw the pods of other nodes are routed by the ordinary device, via their node.
@@ -85,7 +93,15 @@ func judgeRanges(o Options, routes []route) Result {
 		}
 		items = append(items, item)
 	}
-	return combine(items, fmt.Sprintf("pods %s, services %s", o.ClusterCIDR, o.ServiceCIDR))
+	return combine(items, fmt.Sprintf("pods %s, services %s", join(o.ClusterCIDR, " and "), join(o.ServiceCIDR, " and ")))
+}
+
+func join(list []netip.Prefix, separator string) string {
+	texts := make([]string, len(list))
+	for i, p := range list {
+		texts[i] = p.String()
+	}
+	return strings.Join(texts, separator)
 }
 
 // resolvers is what a resolv.conf(5) names.

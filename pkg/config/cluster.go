@@ -15,29 +15,31 @@ import (
 // Cluster is what all nodes of a cluster have to agree on. The first server decides; it is kept in the cluster, joining nodes take
 // it from there, and each node keeps a copy.
 type Cluster struct {
-	ClusterCIDR          netip.Prefix `json:"cluster-cidr"`            // pods; masked; default 10.42.0.0/16
-	ServiceCIDR          netip.Prefix `json:"service-cidr"`            // services; masked; default 10.43.0.0/16
-	ClusterDNS           netip.Addr   `json:"cluster-dns"`             // default: the tenth address of ServiceCIDR
-	ClusterDomain        string       `json:"cluster-domain"`          // no trailing dot; default cluster.local
-	ServiceNodePortRange PortRange    `json:"service-node-port-range"` // default 30000-32767
-	FlannelBackend       FlannelMode  `json:"flannel-backend"`         // default vxlan
-	ProxyMode            ProxyMode    `json:"proxy-mode"`              // default auto; a node may choose another
-	Disable              []string     `json:"disable"`                 // packaged components that are left out: see Component…
+	ClusterCIDR          Prefixes       `json:"cluster-cidr"`             // pods; masked; default 10.42.0.0/16
+	ServiceCIDR          Prefixes       `json:"service-cidr"`             // services; masked; of the same families as ClusterCIDR; default 10.43.0.0/16
+	ClusterDNS           netip.Addr     `json:"cluster-dns"`              // default: the tenth address of the first ServiceCIDR
+	ClusterDomain        string         `json:"cluster-domain"`           // no trailing dot; default cluster.local
+	ServiceNodePortRange PortRange      `json:"service-node-port-range"`  // default 30000-32767
+	FlannelBackend       FlannelMode    `json:"flannel-backend"`          // default vxlan
+	ProxyMode            ProxyMode      `json:"proxy-mode"`               // default auto; a node may choose another
+	ServiceLBPool        []AddressRange `json:"servicelb-pool,omitempty"` // addresses for LoadBalancer services; default: those of the nodes
+	APIVIP               []netip.Addr   `json:"api-vip,omitempty"`        // floating addresses of the API; default: none
+	Disable              []string       `json:"disable"`                  // packaged components that are left out: see Component…
 }
 
 // ErrIncomplete says that what was given as a cluster's settings lacks some.
 var ErrIncomplete = errors.New("the cluster's settings are incomplete")
 
 // Adopt takes over what the cluster agreed on. An option that was given for this node and says something else is an error that
-// names both values; only the proxy mode may differ from node to node. What was chosen by the address family of the cluster is
-// chosen anew if the family is another one than it seemed.
+// names both values; only the proxy mode may differ from node to node. What was chosen by the address families of the cluster is
+// chosen anew if they are others than it seemed.
 func (s *Config) Adopt(c Cluster) error { return s.adopt(c, thisMachine) }
 
 func (s *Config) adopt(c Cluster, look func() (machine, error)) error {
 	if err := errors.Join(c.complete(), s.contradictions(c)); err != nil {
 		return err
 	}
-	mode, v6 := s.ProxyMode, s.ClusterCIDR.Addr().Is6()
+	mode := s.ProxyMode
 	s.Cluster = c
 	if _, given := s.Given["proxy-mode"]; given {
 		s.ProxyMode = mode
@@ -51,7 +53,7 @@ func (s *Config) adopt(c Cluster, look func() (machine, error)) error {
 		name := fields.Field(i).Tag.Get("json")
 		sources[name] = "the cluster's " + name
 	}
-	if c.ClusterCIDR.Addr().Is6() != v6 {
+	if !slices.Equal(families(s.NodeIP), c.ClusterCIDR.families()) {
 		if err := s.chooseAgain(look, sources); err != nil {
 			return err
 		}
@@ -59,7 +61,7 @@ func (s *Config) adopt(c Cluster, look func() (machine, error)) error {
 	return s.validateNetworkOf(sources, true, "give this node another address with node-ip")
 }
 
-// chooseAgain repeats those choices of complete that go by the cluster's address family.
+// chooseAgain repeats those choices of complete that go by the cluster's address families.
 func (s *Config) chooseAgain(look func() (machine, error), sources map[string]string) error {
 	for name, field := range map[string]*netip.Addr{"bind-address": &s.BindAddress, "advertise-address": &s.AdvertiseAddress} {
 		if _, given := s.Given[name]; !given {
@@ -79,7 +81,7 @@ func (s *Config) chooseAgain(look func() (machine, error), sources map[string]st
 // complete refuses settings that were cut off or never were any.
 func (c Cluster) complete() error {
 	for name, there := range map[string]bool{
-		"cluster-cidr": c.ClusterCIDR.IsValid(), "service-cidr": c.ServiceCIDR.IsValid(), "cluster-dns": c.ClusterDNS.IsValid(),
+		"cluster-cidr": len(c.ClusterCIDR) > 0, "service-cidr": len(c.ServiceCIDR) > 0, "cluster-dns": c.ClusterDNS.IsValid(),
 		"cluster-domain": c.ClusterDomain != "",
 	} {
 		if !there {
@@ -105,12 +107,19 @@ func (s *Config) contradictions(c Cluster) error {
 }
 
 func text(v any) string {
-	if list, ok := v.([]string); ok {
-		list = slices.Sorted(slices.Values(list))
-		if len(list) == 0 {
-			return "nothing"
-		}
-		return strings.Join(list, ",")
+	list := reflect.ValueOf(v)
+	if list.Kind() != reflect.Slice {
+		return fmt.Sprint(v)
 	}
-	return fmt.Sprint(v)
+	var texts []string
+	for i := range list.Len() {
+		texts = append(texts, fmt.Sprint(list.Index(i).Interface()))
+	}
+	if len(texts) == 0 {
+		return "nothing"
+	}
+	if _, ordered := v.(Prefixes); !ordered {
+		slices.Sort(texts)
+	}
+	return strings.Join(texts, ",")
 }

@@ -13,7 +13,7 @@ import (
 // testCluster is what a server without options makes, changed as a test needs it.
 func testCluster(change func(*Cluster)) Cluster {
 	c := Cluster{
-		ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"),
+		ClusterCIDR: Prefixes{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDR: Prefixes{netip.MustParsePrefix("10.43.0.0/16")},
 		ClusterDNS: netip.MustParseAddr("10.43.0.10"), ClusterDomain: "cluster.local",
 		ServiceNodePortRange: PortRange{First: 30000, Last: 32767}, FlannelBackend: FlannelVXLAN, ProxyMode: ProxyAuto,
 	}
@@ -24,14 +24,14 @@ func testCluster(change func(*Cluster)) Cluster {
 }
 
 func ipv6(c *Cluster) {
-	c.ClusterCIDR, c.ServiceCIDR = netip.MustParsePrefix("fd00:42::/56"), netip.MustParsePrefix("fd00:43::/112")
+	c.ClusterCIDR, c.ServiceCIDR = Prefixes{netip.MustParsePrefix("fd00:42::/56")}, Prefixes{netip.MustParsePrefix("fd00:43::/112")}
 	c.ClusterDNS = netip.MustParseAddr("fd00:43::a")
 }
 
 // A joining machine takes the cluster's settings, but for its proxy mode.
 func TestAdopt(t *testing.T) {
 	other := testCluster(func(c *Cluster) {
-		c.ClusterCIDR, c.ServiceCIDR = netip.MustParsePrefix("10.200.0.0/16"), netip.MustParsePrefix("10.201.0.0/16")
+		c.ClusterCIDR, c.ServiceCIDR = Prefixes{netip.MustParsePrefix("10.200.0.0/16")}, Prefixes{netip.MustParsePrefix("10.201.0.0/16")}
 		c.ClusterDNS, c.ClusterDomain = netip.MustParseAddr("10.201.0.10"), "edge.example"
 		c.ServiceNodePortRange = PortRange{First: 1000, Last: 2000}
 		c.FlannelBackend, c.ProxyMode, c.Disable = FlannelHostGW, ProxyNFTables, []string{ComponentCoreDNS}
@@ -87,19 +87,19 @@ func TestAdoptRefuses(t *testing.T) {
 			"--flannel-backend: host-gw contradicts the cluster, which was made with vxlan"}},
 		{"a component that the cluster has", flags("--disable=coredns"), testCluster(nil), []string{
 			"--disable: coredns contradicts the cluster, which was made with nothing"}},
-		{"node in the pods' network", input{role: RoleAgent}, testCluster(func(c *Cluster) { c.ClusterCIDR = netip.MustParsePrefix("192.0.0.0/16") }), []string{
+		{"node in the pods' network", input{role: RoleAgent}, testCluster(func(c *Cluster) { c.ClusterCIDR = Prefixes{netip.MustParsePrefix("192.0.0.0/16")} }), []string{
 			"default of node-ip: 192.0.2.7 lies inside of cluster-cidr 192.0.0.0/16 (the cluster's cluster-cidr); give this node another address with node-ip"}},
 		{"node in the services' network", input{role: RoleAgent, args: []string{"--node-ip=198.51.100.7"}},
-			testCluster(func(c *Cluster) { c.ServiceCIDR = netip.MustParsePrefix("198.51.100.0/24") }), []string{
+			testCluster(func(c *Cluster) { c.ServiceCIDR = Prefixes{netip.MustParsePrefix("198.51.100.0/24")} }), []string{
 				"--node-ip: 198.51.100.7 lies inside of service-cidr 198.51.100.0/24 (the cluster's service-cidr); give this node another address"}},
 		{"advertised address in the pods' network", flags("--advertise-address=203.0.113.9"),
-			testCluster(func(c *Cluster) { c.ClusterCIDR = netip.MustParsePrefix("203.0.113.0/24") }), []string{
+			testCluster(func(c *Cluster) { c.ClusterCIDR = Prefixes{netip.MustParsePrefix("203.0.113.0/24")} }), []string{
 				"--advertise-address: 203.0.113.9 lies inside of cluster-cidr 203.0.113.0/24 (the cluster's cluster-cidr)"}},
 		{"given address of the other family", input{role: RoleAgent, args: []string{"--node-ip=192.0.2.7"}}, testCluster(ipv6), []string{
-			"--node-ip: 192.0.2.7 is not of the address family of cluster-cidr fd00:42::/56 (the cluster's cluster-cidr)"}},
+			"--node-ip: 192.0.2.7 is not of the first address family of cluster-cidr fd00:42::/56 (the cluster's cluster-cidr)"}},
 		{"no settings at all", flags(), Cluster{}, []string{"settings are incomplete: there is no "}},
 		{"no domain", flags(), testCluster(func(c *Cluster) { c.ClusterDomain = "" }), []string{"settings are incomplete: there is no cluster-domain"}},
-		{"no services", flags(), testCluster(func(c *Cluster) { c.ServiceCIDR = netip.Prefix{} }), []string{"settings are incomplete: there is no service-cidr"}},
+		{"no services", flags(), testCluster(func(c *Cluster) { c.ServiceCIDR = nil }), []string{"settings are incomplete: there is no service-cidr"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s, err := test.in.run(t, testMachine)

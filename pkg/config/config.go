@@ -41,15 +41,17 @@ type Config struct {
 	Datastore      Datastore     `json:"datastore"`                  // an etcd that is not Kedge's
 
 	NodeName string `json:"node-name"` // lower-case RFC 1123 subdomain; default: the host name, lower-cased
-	// NodeIP holds one address, or one of each family; the first is of the cluster's family. Never empty.
+	// NodeIP holds an address of each family of the cluster, in its order. Never empty.
 	NodeIP []netip.Addr `json:"node-ip"`
 	// NodeIPReason says in words why NodeIP was chosen. For the log.
-	NodeIPReason string   `json:"node-ip-reason"`
-	NodeLabels   []string `json:"node-label"` // key=value
-	NodeTaints   []string `json:"node-taint"` // key[=value]:effect
+	NodeIPReason string `json:"node-ip-reason"`
+	// NodeExternalIP is where machines outside of the node's network reach it; default: none.
+	NodeExternalIP []netip.Addr `json:"node-external-ip,omitempty"`
+	NodeLabels     []string     `json:"node-label"` // key=value
+	NodeTaints     []string     `json:"node-taint"` // key[=value]:effect
 
 	TLSSANs         []string   `json:"tls-san"`           // further host names and addresses in the API server's certificate
-	BindAddress     netip.Addr `json:"bind-address"`      // default 0.0.0.0, or :: in an IPv6 cluster
+	BindAddress     netip.Addr `json:"bind-address"`      // default 0.0.0.0, or :: in a cluster with IPv6
 	HTTPSListenPort int        `json:"https-listen-port"` // 1-65535, default 6443
 	// AdvertiseAddress is where pods and other nodes reach this API server; default: the first of NodeIP.
 	AdvertiseAddress netip.Addr `json:"advertise-address"`
@@ -59,15 +61,16 @@ type Config struct {
 	WriteKubeconfig     string      `json:"write-kubeconfig"`      // absolute; default /etc/kedge/kubeconfig.yaml
 	WriteKubeconfigMode fs.FileMode `json:"write-kubeconfig-mode"` // permission bits, default 0600
 
-	DisableKubeProxy bool        `json:"disable-kube-proxy"` // nothing serves the service addresses on this node
-	FlannelIface     string      `json:"flannel-iface"`      // interface name; default empty: the one that has NodeIP
-	ResolvConf       string      `json:"resolv-conf"`        // absolute; default empty: chosen by the node
-	PrivateRegistry  string      `json:"private-registry"`   // absolute; default /etc/kedge/registries.yaml
-	PauseImage       string      `json:"pause-image"`        // default empty: the built-in one
-	Snapshotter      Snapshotter `json:"snapshotter"`        // default overlayfs
-	KubeletRootDir   string      `json:"kubelet-root-dir"`   // absolute; default /var/lib/kubelet
-	Debug            bool        `json:"debug"`
-	LogFormat        LogFormat   `json:"log-format"` // default text
+	DisableKubeProxy  bool        `json:"disable-kube-proxy"`  // nothing serves the service addresses on this node
+	FlannelIface      string      `json:"flannel-iface"`       // interface name; default empty: the one that has NodeIP
+	FlannelExternalIP bool        `json:"flannel-external-ip"` // other nodes reach the pods here by NodeExternalIP
+	ResolvConf        string      `json:"resolv-conf"`         // absolute; default empty: chosen by the node
+	PrivateRegistry   string      `json:"private-registry"`    // absolute; default /etc/kedge/registries.yaml
+	PauseImage        string      `json:"pause-image"`         // default empty: the built-in one
+	Snapshotter       Snapshotter `json:"snapshotter"`         // default overlayfs
+	KubeletRootDir    string      `json:"kubelet-root-dir"`    // absolute; default /var/lib/kubelet
+	Debug             bool        `json:"debug"`
+	LogFormat         LogFormat   `json:"log-format"` // default text
 
 	KubeAPIServerArgs         Args `json:"kube-apiserver-arg"`
 	KubeControllerManagerArgs Args `json:"kube-controller-manager-arg"`
@@ -139,8 +142,16 @@ func (s *Config) Disabled(component string) bool { return slices.Contains(s.Disa
 // PKIDir is where keys and certificates are kept.
 func (s *Config) PKIDir() string { return filepath.Join(s.DataDir, "pki") }
 
-// ComponentCoreDNS is the cluster DNS, as --disable calls it.
-const ComponentCoreDNS = "coredns"
+// The packaged components that --disable leaves out.
+const (
+	ComponentCoreDNS       = "coredns"        // the cluster DNS
+	ComponentNetworkPolicy = "network-policy" // the controller of NetworkPolicies
+	ComponentServiceLB     = "servicelb"      // addresses for services of type LoadBalancer
+)
+
+func packaged() []string {
+	return []string{ComponentCoreDNS, ComponentNetworkPolicy, ComponentServiceLB}
+}
 
 // ProxyMode is how service addresses are programmed into the kernel.
 type ProxyMode string
@@ -158,9 +169,10 @@ type FlannelMode string
 
 // The values of --flannel-backend. With FlannelNone the operator brings a CNI plugin of their own.
 const (
-	FlannelVXLAN  FlannelMode = "vxlan"
-	FlannelHostGW FlannelMode = "host-gw"
-	FlannelNone   FlannelMode = "none"
+	FlannelVXLAN     FlannelMode = "vxlan"
+	FlannelHostGW    FlannelMode = "host-gw"
+	FlannelWireGuard FlannelMode = "wireguard-native"
+	FlannelNone      FlannelMode = "none"
 )
 
 // EgressMode is how API servers reach kubelets and pods.

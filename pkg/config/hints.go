@@ -67,15 +67,15 @@ func UsageError(_ *cli.Context, err error, _ bool) error {
 // optionHint answers those who bring an option from k3s that Kedge does not have. A name that ends in "*" is a prefix.
 func optionHint(name string) string {
 	for _, answer := range []struct{ names, hint string }{
-		{"cluster-reset-restore-path node-external-ip system-default-registry " +
+		{"cluster-reset-restore-path system-default-registry " +
 			"embedded-registry servicelb-namespace default-local-storage-path disable-default-registry-endpoint selinux " +
-			"flannel-ipv6-masq flannel-external-ip etcd-s3* etcd-snapshot* etcd-disable-snapshots vpn-auth*",
+			"flannel-ipv6-masq etcd-s3* etcd-snapshot* etcd-disable-snapshots vpn-auth*",
 			"not in this version of Kedge"},
 		{"kine-*", "Kedge keeps its data in etcd, its own or another (datastore-endpoint)"},
 		{"cluster-init", "Kedge always uses etcd; leave it out"},
 		{"secrets-encryption prefer-bundled-bin tls-san-security", "Kedge always does this; leave it out"},
 		{"docker container-runtime-endpoint image-service-endpoint", "Kedge runs pods with its own containerd only"},
-		{"disable-network-policy", "this version of Kedge has no NetworkPolicy controller; leave it out"},
+		{"disable-network-policy", "use disable network-policy"},
 		{"disable-cloud-controller kube-cloud-controller*", "Kedge has no cloud controller; leave it out"},
 		{"disable-helm-controller helm-job-image", "Kedge has no Helm controller; leave it out"},
 		{"disable-scheduler disable-apiserver disable-controller-manager",
@@ -101,29 +101,26 @@ func optionHint(name string) string {
 }
 
 func disableHints() map[string]string {
-	const none = "this version of Kedge has no such component; leave it out (accepted: " + ComponentCoreDNS + ")"
+	const none = "this version of Kedge has no such component; leave it out (accepted: coredns, network-policy, servicelb)"
 	return map[string]string{
 		"dns":            "this component is called " + ComponentCoreDNS,
 		"kube-dns":       "this component is called " + ComponentCoreDNS,
 		"kube-proxy":     "use disable-kube-proxy",
 		"flannel":        "use flannel-backend none",
 		"traefik":        none,
-		"servicelb":      none,
 		"local-storage":  none,
 		"metrics-server": none,
-		"network-policy": none,
 		"runtimes":       none,
 		"ccm":            none,
 	}
 }
 
 func flannelHints() map[string]string {
-	const wireguard = "WireGuard between nodes is not in this version of Kedge; accepted: vxlan, host-gw, none"
+	const accepted = "accepted: vxlan, host-gw, wireguard-native, none"
 	return map[string]string{
-		"wireguard-native": wireguard,
-		"wireguard":        wireguard,
-		"ipsec":            "flannel has no ipsec backend any more; accepted: vxlan, host-gw, none",
-		"udp":              "flannel's udp backend is for debugging only; accepted: vxlan, host-gw, none",
+		"wireguard": "the backend is called wireguard-native; " + accepted,
+		"ipsec":     "flannel has no ipsec backend any more; " + accepted,
+		"udp":       "flannel's udp backend is for debugging only; " + accepted,
 	}
 }
 

@@ -176,17 +176,14 @@ func (m machine) defaultRouteAddress(v6 bool) (netip.Addr, string) {
 	return netip.Addr{}, ""
 }
 
-// ChooseAddress gives the address that the node would get if it started now, by the rules of --node-ip's default.
-func (s *Config) ChooseAddress() (netip.Addr, error) {
+// ChooseAddresses gives the addresses that the node would get if it started now, by the rules of --node-ip's default.
+func (s *Config) ChooseAddresses() ([]netip.Addr, error) {
 	m, err := thisMachine()
 	if err != nil {
-		return netip.Addr{}, err
+		return nil, err
 	}
-	if a := s.sourceToServer(m); a.IsValid() {
-		return a, nil
-	}
-	a, _, err := m.chooseNodeIP(s.ClusterCIDR.Addr().Is6(), s.FlannelIface, s.ClusterCIDR, s.ServiceCIDR)
-	return a, err
+	list, _, err := s.chooseNodeIPs(m, true)
+	return list, err
 }
 
 // usable says whether other machines can reach an address of the wanted family.
@@ -227,8 +224,15 @@ func (m machine) find(name string) *link {
 	return nil
 }
 
-func (m machine) has(a netip.Addr) bool {
-	return slices.ContainsFunc(m.links, func(l link) bool { return slices.Contains(l.addresses, a) })
+func (m machine) has(a netip.Addr) bool { return m.withAddress(a) != nil }
+
+func (m machine) withAddress(a netip.Addr) *link {
+	for i := range m.links {
+		if slices.Contains(m.links[i].addresses, a) {
+			return &m.links[i]
+		}
+	}
+	return nil
 }
 
 // addressList names the addresses of the machine for an error message.

@@ -25,7 +25,6 @@ import (
 type (
 	addr     = netip.Addr
 	addrList = []netip.Addr
-	prefix   = netip.Prefix
 	fileMode = fs.FileMode
 )
 
@@ -72,7 +71,7 @@ func hinted[T ~string](hints map[string]string, parse func(string) (T, error)) f
 }
 
 func flannelBackend(s string) (FlannelMode, error) {
-	return hinted(flannelHints(), oneOf(FlannelVXLAN, FlannelHostGW, FlannelNone))(s)
+	return hinted(flannelHints(), oneOf(FlannelVXLAN, FlannelHostGW, FlannelWireGuard, FlannelNone))(s)
 }
 
 func snapshotter(s string) (Snapshotter, error) {
@@ -80,7 +79,7 @@ func snapshotter(s string) (Snapshotter, error) {
 }
 
 func disable(s string) (string, error) {
-	return hinted(disableHints(), oneOf(ComponentCoreDNS))(s)
+	return hinted(disableHints(), oneOf(packaged()...))(s)
 }
 
 func absolutePath(s string) (string, error) {
@@ -164,7 +163,7 @@ func nodeTaint(s string) (string, error) {
 func parseAddr(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
 	if err != nil || a.Zone() != "" {
-		return netip.Addr{}, fmt.Errorf("%q is not an IP address%s", s, listHint(s))
+		return netip.Addr{}, fmt.Errorf("%q is not an IP address", s)
 	}
 	return a.Unmap(), nil
 }
@@ -186,17 +185,10 @@ func hostAddress(s string) (netip.Addr, error) {
 	return a, err
 }
 
-func listHint(s string) string {
-	if strings.Contains(s, ",") {
-		return "; a cluster has one address family for now, dual-stack is not supported yet"
-	}
-	return ""
-}
-
 func parsePrefix(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
-		return p, fmt.Errorf("%q is not a network like 10.42.0.0/16%s", s, listHint(s))
+		return p, fmt.Errorf("%q is not a network like 10.42.0.0/16 or fd42::/56", s)
 	}
 	if p.Addr().Is4In6() {
 		return p, fmt.Errorf("%q is an IPv4-mapped IPv6 network; write it as IPv4", s)

@@ -25,30 +25,25 @@ func (s *Config) complete(m machine, sources map[string]string) error {
 				m.hostname, strings.Join(problems, "; ")))
 		}
 	}
-	if !s.ClusterDNS.IsValid() && s.ServiceCIDR.IsValid() {
-		a := s.ServiceCIDR.Addr()
+	if !s.ClusterDNS.IsValid() && len(s.ServiceCIDR) > 0 {
+		a := s.ServiceCIDR[0].Addr()
 		for range 10 {
 			a = a.Next()
 		}
 		s.ClusterDNS = a
 	}
-	if !s.BindAddress.IsValid() && s.ClusterCIDR.IsValid() {
+	if !s.BindAddress.IsValid() && len(s.ClusterCIDR) > 0 {
 		s.BindAddress = netip.IPv4Unspecified()
-		if s.ClusterCIDR.Addr().Is6() {
-			s.BindAddress = netip.IPv6Unspecified()
+		if slices.Contains(s.ClusterCIDR.families(), true) {
+			s.BindAddress = netip.IPv6Unspecified() // of both families
 		}
 	}
 	if len(s.NodeIP) > 0 {
 		s.NodeIPReason = "given by " + sources["node-ip"]
-	} else if a := s.sourceToServer(m); strings.HasPrefix(sources["node-ip"], "default") && a.IsValid() {
-		s.NodeIP, s.NodeIPReason = []netip.Addr{a}, "the address by which this machine reaches "+s.Server
-	} else if strings.HasPrefix(sources["node-ip"], "default") && s.ClusterCIDR.IsValid() && (s.FlannelIface == "" || m.find(s.FlannelIface) != nil) {
-		a, reason, err := m.chooseNodeIP(s.ClusterCIDR.Addr().Is6(), s.FlannelIface, s.ClusterCIDR, s.ServiceCIDR)
-		if err != nil {
-			errs = append(errs, err)
-		} else {
-			s.NodeIP, s.NodeIPReason = []netip.Addr{a}, reason
-		}
+	} else if strings.HasPrefix(sources["node-ip"], "default") && len(s.ClusterCIDR) > 0 && (s.FlannelIface == "" || m.find(s.FlannelIface) != nil) {
+		var err error
+		s.NodeIP, s.NodeIPReason, err = s.chooseNodeIPs(m, !strings.HasPrefix(sources["cluster-cidr"], "default"))
+		errs = append(errs, err)
 	}
 	if !s.AdvertiseAddress.IsValid() {
 		switch {
@@ -59,6 +54,29 @@ func (s *Config) complete(m machine, sources map[string]string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// chooseNodeIPs gives an address of each family of the cluster, and says why the first was chosen. Before a node that joins knows
+// them for certain, the address by which it reaches the server counts, whatever its family (see Adopt).
+func (s *Config) chooseNodeIPs(m machine, certain bool) (list []netip.Addr, why string, err error) {
+	wanted := s.FlannelIface
+	for i, v6 := range s.ClusterCIDR.families() {
+		a, reason := s.sourceToServer(m), "the address by which this machine reaches "+s.Server
+		if i > 0 || !a.IsValid() || a.Is6() != v6 && certain {
+			if a, reason, err = m.chooseNodeIP(v6, wanted, slices.Concat(s.ClusterCIDR, s.ServiceCIDR)...); err != nil {
+				return list, why, err
+			}
+		}
+		list = append(list, a)
+		if i == 0 {
+			why = reason
+			// The other family's address had better be on the same interface.
+			if l := m.withAddress(a); l != nil && l.address(!v6).IsValid() {
+				wanted = l.name
+			}
+		}
+	}
+	return list, why, nil
 }
 
 // sourceToServer is the address of this machine that the server to join sees; invalid if there is none, or an interface was chosen.
@@ -96,6 +114,8 @@ func (s *Config) validateRoles(sources map[string]string) error {
 		}
 	}
 	switch d := s.Datastore; {
+	case s.FlannelExternalIP && len(s.NodeExternalIP) == 0:
+		errs = append(errs, fmt.Errorf("%s: there is no node-external-ip", sources["flannel-external-ip"]))
 	case s.DisableEtcd && s.DisableControl:
 		errs = append(errs, fmt.Errorf("%s: and no control plane (%s): nothing of a server is left; use kedge agent", sources["disable-etcd"], sources["disable-control-plane"]))
 	case s.DisableControl && d.External():
@@ -116,27 +136,64 @@ func (s *Config) validateRoles(sources map[string]string) error {
 	return errors.Join(errs...)
 }
 
+// maxServiceBits is the API server's limit for the services' network (k8s.io/kubernetes/pkg/apis/networking/validation).
+const maxServiceBits = 64
+
 func (s *Config) validateNetworks(sources map[string]string) error {
 	var errs []error
 	pods, services := s.ClusterCIDR, s.ServiceCIDR
-	if pods.IsValid() && services.IsValid() {
-		if pods.Addr().Is6() != services.Addr().Is6() {
-			errs = append(errs, fmt.Errorf("%s: %s and the services' %s (%s) are of different address families; dual-stack is not supported yet",
-				sources["cluster-cidr"], pods, services, sources["service-cidr"]))
-		} else if pods.Overlaps(services) {
-			errs = append(errs, fmt.Errorf("%s: %s overlaps with the services' %s (%s)",
-				sources["cluster-cidr"], pods, services, sources["service-cidr"]))
+	for option, list := range map[string]Prefixes{"cluster-cidr": pods, "service-cidr": services} {
+		if len(list) > 2 || len(list) == 2 && list[0].Addr().Is6() == list[1].Addr().Is6() {
+			return fmt.Errorf("%s: %s: accepted: one network, or one IPv4 and one IPv6 network", sources[option], list)
 		}
 	}
-	if pods.IsValid() {
-		errs = append(errs, s.validateNodeMask(sources["cluster-cidr"]))
+	if len(pods) > 0 && len(services) > 0 && !slices.Equal(pods.families(), services.families()) {
+		errs = append(errs, fmt.Errorf("%s: %s and the services' %s (%s) are of different address families; give both one network of each family, in the same order",
+			sources["cluster-cidr"], pods, services, sources["service-cidr"]))
 	}
-	if services.IsValid() {
-		if services.Addr().BitLen()-services.Bits() < 4 {
-			errs = append(errs, fmt.Errorf("%s: %s is too small for the services; it must hold at least 16 addresses", sources["service-cidr"], services))
-		} else if dns := s.ClusterDNS; dns.IsValid() && (!services.Contains(dns) || dns == services.Addr() || dns == services.Addr().Next()) {
+	for _, p := range pods {
+		if slices.ContainsFunc(services, p.Overlaps) {
+			errs = append(errs, fmt.Errorf("%s: %s overlaps with the services' %s (%s)",
+				sources["cluster-cidr"], p, services, sources["service-cidr"]))
+		}
+		errs = append(errs, s.validateNodeMask(p, sources["cluster-cidr"]))
+	}
+	for i, p := range services {
+		switch dns := s.ClusterDNS; {
+		case p.Addr().BitLen()-p.Bits() < 4:
+			errs = append(errs, fmt.Errorf("%s: %s is too small for the services; it must hold at least 16 addresses", sources["service-cidr"], p))
+		case p.Addr().BitLen()-p.Bits() > maxServiceBits:
+			errs = append(errs, fmt.Errorf("%s: %s is too large; give a /%d or smaller", sources["service-cidr"], p, p.Addr().BitLen()-maxServiceBits))
+		case i == 0 && dns.IsValid() && (!p.Contains(dns) || dns == p.Addr() || dns == p.Addr().Next()):
 			errs = append(errs, fmt.Errorf("%s: %s must be an address of service-cidr %s (%s) and not its first, which the API server gets",
-				sources["cluster-dns"], dns, services, sources["service-cidr"]))
+				sources["cluster-dns"], dns, p, sources["service-cidr"]))
+		}
+	}
+	return errors.Join(append(errs, s.validateFloating(sources))...)
+}
+
+// validateFloating checks the addresses that no machine has for good.
+func (s *Config) validateFloating(sources map[string]string) error {
+	var errs []error
+	free := func(option string, r AddressRange) {
+		for _, p := range slices.Concat(s.ClusterCIDR, s.ServiceCIDR) {
+			if p.Contains(r.First) || p.Contains(r.Last) || r.Contains(p.Addr()) {
+				errs = append(errs, fmt.Errorf("%s: %s has addresses of the cluster's own network %s; give some of the network that the nodes are in", sources[option], r, p))
+			}
+		}
+	}
+	for _, r := range s.ServiceLBPool {
+		free("servicelb-pool", r)
+	}
+	if len(s.APIVIP) > 2 || len(s.APIVIP) == 2 && s.APIVIP[0].Is6() == s.APIVIP[1].Is6() {
+		errs = append(errs, fmt.Errorf("%s: %d addresses; accepted: one, or one IPv4 and one IPv6 address", sources["api-vip"], len(s.APIVIP)))
+	}
+	for _, a := range s.APIVIP {
+		free("api-vip", AddressRange{a, a})
+		for _, r := range s.ServiceLBPool {
+			if r.Contains(a) {
+				errs = append(errs, fmt.Errorf("%s: %s is in servicelb-pool %s (%s)", sources["api-vip"], a, r, sources["servicelb-pool"]))
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -145,9 +202,9 @@ func (s *Config) validateNetworks(sources map[string]string) error {
 // validateNodeMask applies the rule of the controller-manager's node IPAM
 // (k8s.io/kubernetes/pkg/controller/nodeipam/ipam/cidrset): every node gets a network of the mask's size out of the
 // pods' network, at most 2^16 of them.
-func (s *Config) validateNodeMask(source string) error {
+func (s *Config) validateNodeMask(pods netip.Prefix, source string) error {
 	mask, flag := 24, "node-cidr-mask-size-ipv4"
-	if s.ClusterCIDR.Addr().Is6() {
+	if pods.Addr().Is6() {
 		mask, flag = 64, "node-cidr-mask-size-ipv6"
 	}
 	for _, name := range []string{"node-cidr-mask-size", flag} {
@@ -157,11 +214,11 @@ func (s *Config) validateNodeMask(source string) error {
 			}
 		}
 	}
-	switch bits := s.ClusterCIDR.Bits(); {
+	switch bits := pods.Bits(); {
 	case bits > mask:
-		return fmt.Errorf("%s: %s is too small: every node needs a /%d of it (kube-controller-manager-arg node-cidr-mask-size)", source, s.ClusterCIDR, mask)
+		return fmt.Errorf("%s: %s is too small: every node needs a /%d of it (kube-controller-manager-arg node-cidr-mask-size)", source, pods, mask)
 	case mask-bits > 16:
-		return fmt.Errorf("%s: %s is too large for nodes with a /%d each; give a /%d or smaller", source, s.ClusterCIDR, mask, mask-16)
+		return fmt.Errorf("%s: %s is too large for nodes with a /%d each; give a /%d or smaller", source, pods, mask, mask-16)
 	}
 	return nil
 }
@@ -188,15 +245,15 @@ func (s *Config) validateAddresses(m machine, sources map[string]string) error {
 // validateNetworkOf checks the addresses of the node against the networks of the cluster: all of them if they are final, otherwise
 // those that were given.
 func (s *Config) validateNetworkOf(sources map[string]string, final bool, remedy string) error {
-	counts := func(name string, p netip.Prefix) bool {
+	counts := func(name string, p Prefixes) bool {
 		_, given := s.Given[name]
-		return p.IsValid() && (final || given)
+		return len(p) > 0 && (final || given)
 	}
 	check := func(option string, a netip.Addr, first bool) error {
-		if p := s.ClusterCIDR; first && counts("cluster-cidr", p) && a.Is6() != p.Addr().Is6() {
-			return fmt.Errorf("%s: %s is not of the address family of cluster-cidr %s (%s)", sources[option], a, p, sources["cluster-cidr"])
+		if p := s.ClusterCIDR; first && counts("cluster-cidr", p) && a.Is6() != p.Is6() {
+			return fmt.Errorf("%s: %s is not of the first address family of cluster-cidr %s (%s)", sources[option], a, p, sources["cluster-cidr"])
 		}
-		for name, p := range map[string]netip.Prefix{"cluster-cidr": s.ClusterCIDR, "service-cidr": s.ServiceCIDR} {
+		for name, p := range map[string]Prefixes{"cluster-cidr": s.ClusterCIDR, "service-cidr": s.ServiceCIDR} {
 			if counts(name, p) && p.Contains(a) {
 				return fmt.Errorf("%s: %s lies inside of %s %s (%s); %s", sources[option], a, name, p, sources[name], remedy)
 			}
@@ -206,6 +263,10 @@ func (s *Config) validateNetworkOf(sources map[string]string, final bool, remedy
 	var errs []error
 	for i, a := range s.NodeIP {
 		errs = append(errs, check("node-ip", a, i == 0))
+	}
+	if p := s.ClusterCIDR; len(s.NodeIP) == 1 && len(p.families()) == 2 && counts("cluster-cidr", p) {
+		errs = append(errs, fmt.Errorf("%s: a node of a cluster with two address families (cluster-cidr %s) needs an address of each; give one IPv4 and one IPv6 address",
+			sources["node-ip"], p))
 	}
 	if a := s.AdvertiseAddress; a.IsValid() && !slices.Contains(s.NodeIP, a) {
 		errs = append(errs, check("advertise-address", a, true))

@@ -25,7 +25,7 @@ func testConfig(t *testing.T) Config {
 		NodeName: "n1", RunDir: "/run/kedge", Datastore: Datastore{Endpoints: []string{"unix:///run/kedge/etcd.sock"}, Own: true},
 		BindAddress: netip.MustParseAddr("0.0.0.0"), Port: 6443, AdvertiseAddress: netip.MustParseAddr("192.0.2.1"), Egress: config.EgressAuto,
 		Cluster: config.Cluster{
-			ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"),
+			ClusterCIDR: config.Prefixes{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDR: config.Prefixes{netip.MustParsePrefix("10.43.0.0/16")},
 			ServiceNodePortRange: config.PortRange{First: 30000, Last: 32767}, ClusterDomain: "cluster.local", ClusterDNS: netip.MustParseAddr("10.43.0.10"),
 		},
 		Files: Files{

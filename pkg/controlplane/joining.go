@@ -7,8 +7,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"os"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -83,7 +83,7 @@ func (p *plane) joinAPI() http.Handler {
 func (p *plane) runControllers(ctx context.Context, group *errgroup.Group) {
 	approver := authority.NewApprover(authority.ApproverConfig{
 		Client:        p.client,
-		Networks:      []netip.Prefix{p.cfg.Cluster.ClusterCIDR, p.cfg.Cluster.ServiceCIDR},
+		Networks:      slices.Concat(p.cfg.Cluster.ClusterCIDR, p.cfg.Cluster.ServiceCIDR),
 		ReservedNames: []string{"kubernetes.default.svc." + p.cfg.Cluster.ClusterDomain},
 		Logger:        p.log,
 	})

@@ -4,7 +4,6 @@ package node
 
 import (
 	"encoding/json"
-	"net/netip"
 	"os"
 	"path/filepath"
 
@@ -16,8 +15,8 @@ import (
 
 // writeConflist tells containerd how to attach pods: routed (ptp), so that every packet passes the IP hooks and neither
 // br_netfilter nor hairpin mode matters. It lives in the run directory: after a reboot it is not there before the network is.
-func writeConflist(cfg Config, podCIDR netip.Prefix, mtu int) error {
-	b, err := conflist(cfg, podCIDR, mtu)
+func writeConflist(cfg Config, podCIDRs config.Prefixes, mtu int) error {
+	b, err := conflist(cfg, podCIDRs, mtu)
 	if err != nil {
 		return err
 	}
@@ -32,11 +31,17 @@ func writeConflist(cfg Config, podCIDR netip.Prefix, mtu int) error {
 	return os.Rename(tmp, filepath.Join(cfg.CNIConfDir, "10-kedge.conflist"))
 }
 
-func conflist(cfg Config, podCIDR netip.Prefix, mtu int) ([]byte, error) {
+func conflist(cfg Config, podCIDRs config.Prefixes, mtu int) ([]byte, error) {
 	type object = map[string]any
-	defaultRoute := "0.0.0.0/0"
-	if podCIDR.Addr().Is6() {
-		defaultRoute = "::/0"
+	var ranges [][]object
+	var routes []object
+	for _, p := range podCIDRs {
+		ranges = append(ranges, []object{{"subnet": p.String()}})
+		if p.Addr().Is6() {
+			routes = append(routes, object{"dst": "::/0"})
+		} else {
+			routes = append(routes, object{"dst": "0.0.0.0/0"})
+		}
 	}
 	portmap := object{"type": "portmap", "capabilities": object{"portMappings": true}, "snat": true, "backend": "nftables"}
 	if cfg.ProxyMode == config.ProxyIPTables {
@@ -53,8 +58,8 @@ func conflist(cfg Config, podCIDR netip.Prefix, mtu int) ([]byte, error) {
 					"type": "host-local",
 					// Addresses are given back by a reboot, like the pods that had them.
 					"dataDir": filepath.Join(cfg.RunDir, "cni", "ipam"),
-					"ranges":  [][]object{{{"subnet": podCIDR.String()}}},
-					"routes":  []object{{"dst": defaultRoute}},
+					"ranges":  ranges,
+					"routes":  routes,
 				},
 			},
 			portmap,

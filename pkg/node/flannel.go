@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/flannel-io/flannel/pkg/backend"
@@ -57,15 +59,19 @@ func (n *node) runFlannel(ctx context.Context, client kubernetes.Interface, prox
 	if err != nil {
 		return err
 	}
-	iface := n.cfg.Iface
-	if iface == "" {
-		iface = n.cfg.Address[0].String()
-	}
 	family, err := ipmatch.GetIPFamily(conf.EnableIPv4, conf.EnableIPv6)
 	if err != nil {
 		return err
 	}
-	external, err := ipmatch.LookupExtIface(iface, "", "", family, ipmatch.PublicIPOpts{})
+	iface, public := n.cfg.Iface, ipmatch.PublicIPOpts{}
+	if iface == "" {
+		addresses := slices.SortedFunc(slices.Values(n.cfg.Address), netip.Addr.Compare) // IPv4 first
+		iface = addresses[0].String()
+		if conf.EnableIPv4 && conf.EnableIPv6 {
+			public.PublicIPv6 = addresses[1].String()
+		}
+	}
+	external, err := ipmatch.LookupExtIface(iface, "", "", family, public)
 	if err != nil {
 		return fmt.Errorf("no interface %s for the pod network (--flannel-iface, --node-ip): %w", iface, err)
 	}
@@ -100,8 +106,8 @@ func (n *node) runFlannel(ctx context.Context, client kubernetes.Interface, prox
 	running := make(chan struct{})
 	go func() { defer close(running); network.Run(ctx) }()
 
-	podCIDR, err := netip.ParsePrefix(node.Spec.PodCIDR)
-	if err != nil {
+	var podCIDRs config.Prefixes
+	if err := podCIDRs.UnmarshalText([]byte(strings.Join(node.Spec.PodCIDRs, ","))); err != nil {
 		return err
 	}
 	n.child.Report(ComponentFlannel, supervise.Waiting, "for the first service rules of kube-proxy")
@@ -110,23 +116,28 @@ func (n *node) runFlannel(ctx context.Context, client kubernetes.Interface, prox
 	case <-ctx.Done():
 		return nil
 	}
-	if err := writeConflist(n.cfg, podCIDR, network.MTU()); err != nil {
+	if err := writeConflist(n.cfg, podCIDRs, network.MTU()); err != nil {
 		return err
 	}
-	n.child.Report(ComponentFlannel, supervise.Ready, fmt.Sprintf("%s, pods %s", n.cfg.Backend, podCIDR))
+	n.child.Report(ComponentFlannel, supervise.Ready, fmt.Sprintf("%s, pods %s", n.cfg.Backend, podCIDRs))
 	<-running
 	return nil
 }
 
 func writeNetConf(file string, cfg Config) error {
-	family := map[bool]string{true: "Network", false: "IPv6Network"}[cfg.ClusterCIDR.Addr().Is4()]
-	b, err := json.Marshal(map[string]any{
-		family:           cfg.ClusterCIDR.String(),
-		"EnableIPv4":     cfg.ClusterCIDR.Addr().Is4(),
-		"EnableIPv6":     cfg.ClusterCIDR.Addr().Is6(),
+	conf := map[string]any{
+		"EnableIPv4":     false, // true if it is left out
 		"EnableNFTables": cfg.ProxyMode != config.ProxyIPTables,
 		"Backend":        map[string]string{"Type": string(cfg.Backend)},
-	})
+	}
+	for _, p := range cfg.ClusterCIDR {
+		if p.Addr().Is6() {
+			conf["IPv6Network"], conf["EnableIPv6"] = p, true
+		} else {
+			conf["Network"], conf["EnableIPv4"] = p, true
+		}
+	}
+	b, err := json.Marshal(conf)
 	if err != nil {
 		return err
 	}

@@ -62,7 +62,7 @@ type Config struct {
 	CNIConfDir       string `json:"cniConfDir"`
 	ResolvConf       string `json:"resolvConf,omitempty"` // of the host; empty: chosen
 
-	ClusterCIDR   netip.Prefix       `json:"clusterCIDR"`
+	ClusterCIDR   config.Prefixes    `json:"clusterCIDR"`
 	ClusterDNS    netip.Addr         `json:"clusterDNS"`
 	ClusterDomain string             `json:"clusterDomain"`
 	ProxyMode     config.ProxyMode   `json:"proxyMode"` // empty: no kube-proxy
@@ -368,7 +368,7 @@ func (c Config) dnsConfig() dns.Config {
 		NodeName:          c.Name,
 		ClusterDomain:     c.ClusterDomain,
 		Addr:              c.ClusterDNS,
-		ClusterCIDRs:      []netip.Prefix{c.ClusterCIDR},
+		ClusterCIDRs:      c.ClusterCIDR,
 		Kubeconfig:        c.Kubeconfig,
 		ResolvConf:        c.ResolvConf,
 		KubeletResolvConf: c.kubeletResolvConf(),

@@ -19,7 +19,7 @@ func testConfig() Config {
 		Name: "n1", Address: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Labels: []string{"disk=ssd"}, Taints: []string{"a=b:NoSchedule"},
 		Kubeconfig: "/pki/kubelet-client.kubeconfig", ServingCert: "/pki/kubelet-serving.pem", ClientCA: "/pki/client-ca.crt",
 		ContainerdSocket: "/run/kedge/containerd/containerd.sock", RootDir: "/var/lib/kubelet", RunDir: "/run/kedge", DataDir: "/var/lib/kedge",
-		CNIConfDir: "/run/kedge/cni/net.d", ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"),
+		CNIConfDir: "/run/kedge/cni/net.d", ClusterCIDR: config.Prefixes{netip.MustParsePrefix("10.42.0.0/16")},
 		ClusterDNS: netip.MustParseAddr("10.43.0.10"), ClusterDomain: "cluster.local", ProxyMode: config.ProxyNFTables, Backend: config.FlannelVXLAN, DNS: true,
 	}
 }
@@ -28,7 +28,7 @@ func TestConflist(t *testing.T) {
 	for name, mode := range map[string]config.ProxyMode{"conflist-nftables.json": config.ProxyNFTables, "conflist-iptables.json": config.ProxyIPTables} {
 		cfg := testConfig()
 		cfg.ProxyMode = mode
-		b, err := conflist(cfg, netip.MustParsePrefix("10.42.1.0/24"), 1450)
+		b, err := conflist(cfg, config.Prefixes{netip.MustParsePrefix("10.42.1.0/24")}, 1450)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -44,7 +44,7 @@ import (
 
 func clusterSettings() config.Cluster {
 	return config.Cluster{
-		ClusterCIDR: netip.MustParsePrefix("10.42.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.43.0.0/16"),
+		ClusterCIDR: config.Prefixes{netip.MustParsePrefix("10.42.0.0/16")}, ServiceCIDR: config.Prefixes{netip.MustParsePrefix("10.43.0.0/16")},
 		ClusterDNS: netip.MustParseAddr("10.43.0.10"), ClusterDomain: "cluster.local",
 		ServiceNodePortRange: config.PortRange{First: 30000, Last: 32767}, FlannelBackend: config.FlannelVXLAN, ProxyMode: config.ProxyAuto,
 	}

@@ -180,7 +180,7 @@ func TestJoinRefused(t *testing.T) {
 		asked  bool // for keys
 	}{
 		{name: "another network", change: func(c *config.Config) {
-			c.ClusterCIDR, c.Given["cluster-cidr"] = netip.MustParsePrefix("10.9.0.0/16"), "--cluster-cidr"
+			c.ClusterCIDR, c.Given["cluster-cidr"] = config.Prefixes{netip.MustParsePrefix("10.9.0.0/16")}, "--cluster-cidr"
 		}, want: "--cluster-cidr: 10.9.0.0/16 contradicts the cluster, which was made with 10.42.0.0/16"},
 		{name: "an address of a pod", change: func(c *config.Config) { c.NodeIP = []netip.Addr{netip.MustParseAddr("10.42.3.4")} },
 			want: "default of node-ip: 10.42.3.4 lies inside of cluster-cidr 10.42.0.0/16 (the cluster's cluster-cidr)"},

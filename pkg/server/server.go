@@ -182,9 +182,9 @@ func (s *server) pkiConfig() pki.Config {
 		NodeName:            c.NodeName,
 		NodeIPs:             c.NodeIP,
 		AdvertiseAddress:    c.AdvertiseAddress,
-		ServiceIPs:          []netip.Addr{c.ServiceCIDR.Addr().Next()},
+		ServiceIPs:          serviceIPs(c.ServiceCIDR),
 		ClusterDomain:       c.ClusterDomain,
-		ExtraSANs:           c.TLSSANs,
+		ExtraSANs:           append(slices.Clone(c.TLSSANs), texts(c.APIVIP)...),
 		APIHost:             s.apiHost(),
 		APIPort:             c.HTTPSListenPort,
 		BalancerPort:        c.LBServerPort,
@@ -201,6 +201,23 @@ func (s *server) pkiConfig() pki.Config {
 		cfg.APIHost, cfg.APIPort = "127.0.0.1", c.LBServerPort
 	}
 	return cfg
+}
+
+// serviceIPs are the addresses that the kubernetes Service may have.
+func serviceIPs(services config.Prefixes) []netip.Addr {
+	var list []netip.Addr
+	for _, p := range services {
+		list = append(list, p.Addr().Next())
+	}
+	return list
+}
+
+func texts(addresses []netip.Addr) []string {
+	var list []string
+	for _, a := range addresses {
+		list = append(list, a.String())
+	}
+	return list
 }
 
 // apiHost is where this machine's components reach its API server: loopback, unless it listens on one other address only.
