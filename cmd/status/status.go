@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -14,7 +15,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/duration"
 
 	"github.com/kedge-io/kedge/pkg/agent"
+	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/pki"
+	"github.com/kedge-io/kedge/pkg/tunnel"
 )
 
 // Command shows what the server of this machine is doing. It exits with 0 when all is ready, with 1 when the server does not
@@ -25,10 +28,18 @@ func Command() *cli.Command {
 		Usage: "show each component: its state, since when, restarts, and why it is not ready",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT`: text or json", Value: "text"},
+			&cli.StringFlag{Name: "node", Usage: "of the node `NAME` of the cluster, instead of this machine"},
+			&cli.StringFlag{Name: "kubeconfig", Value: config.DefaultKubeconfig, Usage: "for --node: an administrator's kubeconfig, `FILE`"},
 			&cli.StringFlag{Name: "run-dir", Usage: "`DIR` of the server's sockets", Value: agent.DefaultRunDir, Hidden: true},
 		},
 		Action: func(c *cli.Context) error {
-			st, err := agent.GetStatus(c.Context, c.String("run-dir"))
+			var st *agent.Status
+			var err error
+			if node := c.String("node"); node != "" {
+				st, err = agent.GetStatusOf(c.Context, c.String("kubeconfig"), node)
+			} else {
+				st, err = agent.GetStatus(c.Context, c.String("run-dir"))
+			}
 			if err != nil {
 				return err
 			}
@@ -100,7 +111,7 @@ func writeServers(out io.Writer, st *agent.Status) error {
 		return nil
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(w, "\nAPI SERVER\tSTATE\tCONNECTIONS\tREMARK")
+	fmt.Fprintln(w, "\nAPI SERVER\tSTATE\tCONNECTIONS\tTUNNEL\tREMARK")
 	for _, s := range st.APIServers {
 		state, remark := "healthy", s.Reason
 		if !s.Healthy {
@@ -112,7 +123,13 @@ func writeServers(out io.Writer, st *agent.Status) error {
 		if s.Local && remark == "" {
 			remark = "on this machine"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\n", s.Address, state, s.Connections, remark)
+		way := "" // none to this machine's own
+		if i := slices.IndexFunc(st.Tunnels, func(l tunnel.Link) bool { return l.Server == s.Address }); i >= 0 {
+			if way = "open"; !st.Tunnels[i].Open {
+				way = "closed: " + st.Tunnels[i].Reason
+			}
+		}
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\n", s.Address, state, s.Connections, way, remark)
 	}
 	return w.Flush()
 }

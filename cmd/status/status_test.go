@@ -13,6 +13,7 @@ import (
 	"github.com/kedge-io/kedge/pkg/apilb"
 	"github.com/kedge-io/kedge/pkg/pki"
 	"github.com/kedge-io/kedge/pkg/supervise"
+	"github.com/kedge-io/kedge/pkg/tunnel"
 )
 
 func TestWrite(t *testing.T) {
@@ -25,6 +26,7 @@ func TestWrite(t *testing.T) {
 			{Name: "node", Components: []supervise.Component{{Name: "kubelet", State: supervise.Waiting, Reason: "for the API and containerd", Since: now.Add(-time.Minute)}}},
 		},
 		APIServers:   []apilb.Server{{Address: "127.0.0.1:6443", Healthy: true, Local: true, Active: true, Connections: 3}, {Address: "192.0.2.2:6443", Reason: "no answer"}},
+		Tunnels:      []tunnel.Link{{Server: "192.0.2.2:6443", Reason: "refused"}},
 		Certificates: []pki.CertStatus{{Name: "client-ca", Warning: "ends in 300 days"}, {Name: "apiserver", RenewAt: now.Add(240 * 24 * time.Hour), DaysLeft: 360}},
 	}
 	var out bytes.Buffer
@@ -37,9 +39,9 @@ PROCESS   COMPONENT   STATE     SINCE   RESTARTS   REMARK
 etcd      etcd        ready     80s     1          
 node      kubelet     waiting   60s     0          for the API and containerd
 
-API SERVER       STATE             CONNECTIONS   REMARK
-127.0.0.1:6443   healthy, in use   3             on this machine
-192.0.2.2:6443   unhealthy         0             no answer
+API SERVER       STATE             CONNECTIONS   TUNNEL            REMARK
+127.0.0.1:6443   healthy, in use   3                               on this machine
+192.0.2.2:6443   unhealthy         0             closed: refused   no answer
 
 etcd ended 90s ago: signal: killed
 certificate client-ca: ends in 300 days

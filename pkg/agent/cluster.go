@@ -132,5 +132,5 @@ func (m *Machine) watchServers(ctx context.Context) {
 // newTunnel lets API servers that cannot connect to this node reach its kubelet and its pods.
 func (m *Machine) newTunnel() *tunnel.Client {
 	policy := tunnel.Policy{Pods: func() []netip.Prefix { return m.cfg.ClusterCIDR }}
-	return tunnel.NewClient(tunnel.ClientConfig{TLS: m.tlsConfig, Allow: policy.Allow, Log: m.log})
+	return tunnel.NewClient(tunnel.ClientConfig{TLS: m.tlsConfig, Allow: policy.Allow, Socket: QuerySocket(m.cfg.RunDir), Log: m.log})
 }

@@ -193,7 +193,8 @@ func (m *Machine) Run(ctx context.Context, first []*supervise.Process, stopOrder
 func (m *Machine) Serve(ctx context.Context, run func(context.Context) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	ctx, cancel := context.WithCancel(ctx)
-	group.Go(func() error { return m.serveStatus(ctx) })
+	group.Go(func() error { return serveSocket(ctx, SocketPath(m.cfg.RunDir), m.requests()) })
+	group.Go(func() error { return serveSocket(ctx, QuerySocket(m.cfg.RunDir), m.queries()) })
 	group.Go(func() error { m.notify.watchdog(ctx); return nil })
 	group.Go(func() error {
 		defer cancel()

@@ -25,6 +25,7 @@ import (
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/pki"
 	"github.com/kedge-io/kedge/pkg/supervise"
+	"github.com/kedge-io/kedge/pkg/tunnel"
 	"github.com/kedge-io/kedge/pkg/version"
 )
 
@@ -39,6 +40,7 @@ type Status struct {
 	Phase        string                    `json:"phase,omitempty"` // what it waits for before its processes start
 	Processes    []supervise.ProcessStatus `json:"processes"`
 	APIServers   []apilb.Server            `json:"apiServers"` // as the load balancer of this machine sees them
+	Tunnels      []tunnel.Link             `json:"tunnels"`    // that this machine keeps open to servers
 	Certificates []pki.CertStatus          `json:"certificates"`
 }
 
@@ -114,27 +116,44 @@ var ErrNotRunning = errors.New("kedge is not running on this machine: start it w
 // DefaultRunDir is where GetStatus looks unless told otherwise.
 const DefaultRunDir = config.DefaultRunDir
 
-func (m *Machine) serveStatus(ctx context.Context) error {
-	path := SocketPath(m.cfg.RunDir)
+// QuerySocket is where the servers of the cluster may ask the Kedge of a machine with that run directory: what tells, and changes
+// nothing.
+func QuerySocket(runDir string) string { return filepath.Join(runDir, "query.sock") }
+
+// queries is what QuerySocket answers.
+func (m *Machine) queries() *http.ServeMux {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", m.serveStatus)
+	return mux
+}
+
+// requests is what root may ask of the machine's Kedge.
+func (m *Machine) requests() *http.ServeMux {
+	mux := m.queries()
+	mux.HandleFunc("POST /leave", m.serveLeave)
+	return mux
+}
+
+func (m *Machine) serveStatus(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(m.status()); err != nil {
+		m.log.Debug("status request", "error", err)
+	}
+}
+
+// serveSocket answers requests on a unix socket that is root's until ctx ends.
+func serveSocket(ctx context.Context, path string, handler http.Handler) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	l, err := net.Listen("unix", path)
 	if err != nil {
-		return fmt.Errorf("status socket: %w", err)
+		return fmt.Errorf("socket %s: %w", path, err)
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
 		return err
 	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		if err := json.NewEncoder(w).Encode(m.status()); err != nil {
-			m.log.Debug("status request", "error", err)
-		}
-	})
-	mux.HandleFunc("POST /leave", m.serveLeave)
-	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: mux}
+	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: handler}
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -147,7 +166,7 @@ func (m *Machine) serveStatus(ctx context.Context) error {
 		}
 	}()
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("status socket: %w", err)
+		return fmt.Errorf("socket %s: %w", path, err)
 	}
 	<-stopped
 	return nil
@@ -166,6 +185,9 @@ func (m *Machine) status() Status {
 	}
 	if m.supervisor != nil {
 		st.Processes, st.APIServers, st.Certificates = m.supervisor.Status(), m.balancer.Servers(), m.Certificates()
+		if m.tunnel != nil {
+			st.Tunnels = m.tunnel.Links()
+		}
 		st.Ready = notReady(st.Processes) == ""
 	}
 	return st

@@ -42,6 +42,7 @@ type Config struct {
 
 	NodeName         string         `json:"nodeName"`
 	RunDir           string         `json:"runDir"`
+	QuerySocket      string         `json:"querySocket"` // of this machine: see tunnel.KedgePort
 	Datastore        Datastore      `json:"datastore"`
 	BindAddress      netip.Addr     `json:"bindAddress"`
 	Port             int            `json:"port"`

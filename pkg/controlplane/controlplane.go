@@ -30,7 +30,6 @@ import (
 	scheduleroptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 
 	"github.com/kedge-io/kedge/pkg/datastore"
-	"github.com/kedge-io/kedge/pkg/join"
 	"github.com/kedge-io/kedge/pkg/join/authority"
 	"github.com/kedge-io/kedge/pkg/supervise"
 	"github.com/kedge-io/kedge/pkg/tunnel"
@@ -250,7 +249,7 @@ func (p *plane) runAPIServer(ctx context.Context) error {
 	}
 	mux := server.GenericAPIServer.Handler.NonGoRestfulMux
 	mux.HandlePrefix(joinPrefix, p.joinAPI())
-	mux.Handle(join.PathConnect, p.tunnel)
+	mux.Handle(tunnel.ConnectPath, p.tunnel)
 	prepared, err := server.PrepareRun()
 	if err != nil {
 		return err

@@ -48,7 +48,8 @@ func (p *plane) datastoreAnswers(ctx context.Context) error {
 
 // serveEgress makes the API server's way to kubelets and pods.
 func (p *plane) serveEgress(ctx context.Context, group *errgroup.Group) error {
-	p.tunnel = tunnel.NewServer(tunnel.ServerConfig{Mode: tunnel.Mode(p.cfg.Egress), Nodes: p.nodes.Lister(), Log: p.log})
+	p.tunnel = tunnel.NewServer(tunnel.ServerConfig{Mode: tunnel.Mode(p.cfg.Egress), Nodes: p.nodes.Lister(),
+		NodeName: p.cfg.NodeName, Socket: p.cfg.QuerySocket, Log: p.log})
 	if p.cfg.Egress == config.EgressDirect {
 		return nil
 	}

@@ -270,3 +270,13 @@ func id(t *testing.T, p *proc) string {
 	}
 	return who.ID
 }
+
+// membersFromPeers asks the members at urls, by their peer ports, for what the cluster has agreed on.
+func membersFromPeers(ctx context.Context, urls []string, files TLSFiles) ([]Member, error) {
+	c, err := files.ClientConfig()
+	if err != nil {
+		return nil, err
+	}
+	_, members, err := newPeerClient(c).first(ctx, urls)
+	return members, err
+}

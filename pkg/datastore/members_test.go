@@ -97,7 +97,7 @@ func TestLifecycle(t *testing.T) {
 	}
 	expect(t, c.start(m2.cfg).ended(), ErrRemoved)
 	checkRemoved(t, m2)
-	peers, err := MembersFromPeers(t.Context(), []string{m2.cfg.peerURL(), m3.cfg.peerURL()}, c.files)
+	peers, err := membersFromPeers(t.Context(), []string{m2.cfg.peerURL(), m3.cfg.peerURL()}, c.files)
 	if err != nil || len(peers) != 2 {
 		t.Errorf("the peers say %+v, %v", peers, err)
 	}

@@ -97,7 +97,7 @@ func TestMemberMoves(t *testing.T) {
 	expect(t, err, ErrNoLeader, "--cluster-reset")
 	ctx, cancel = context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	_, err = MembersFromPeers(ctx, []string{m1.cfg.peerURL(), m3.cfg.peerURL()}, c.files)
+	_, err = membersFromPeers(ctx, []string{m1.cfg.peerURL(), m3.cfg.peerURL()}, c.files)
 	expect(t, err, ErrNoLeader, m1.cfg.peerURL(), m3.cfg.peerURL())
 	// One that cannot get ready can be stopped.
 	m1.stop()

@@ -217,15 +217,3 @@ func (c *peerClient) first(ctx context.Context, urls []string) (cluster string, 
 	}
 	return "", nil, fmt.Errorf("%w: %s", ErrNoLeader, strings.Join(failed, "; "))
 }
-
-// MembersFromPeers asks the members at urls for the list of members. It needs no API server and no client port, only the peers'
-// certificates. The list holds what the cluster has agreed on: who is not in it is not a member. When no member that has a
-// leader answers, the error wraps ErrNoLeader, and nothing is known.
-func MembersFromPeers(ctx context.Context, urls []string, files TLSFiles) ([]Member, error) {
-	c, err := files.ClientConfig()
-	if err != nil {
-		return nil, err
-	}
-	_, members, err := newPeerClient(c).first(ctx, urls)
-	return members, err
-}

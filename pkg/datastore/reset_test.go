@@ -56,7 +56,7 @@ func TestReset(t *testing.T) {
 	}
 
 	// m2 and m3 were not there. m1 has moved, so they cannot find it, but whoever starts them can ask it.
-	now, err := MembersFromPeers(t.Context(), []string{m1.cfg.peerURL(), m2.cfg.peerURL()}, c.files)
+	now, err := membersFromPeers(t.Context(), []string{m1.cfg.peerURL(), m2.cfg.peerURL()}, c.files)
 	if err != nil || len(now) != 1 || now[0].ID != ids[0] {
 		t.Fatalf("the peers say %+v, %v", now, err)
 	}

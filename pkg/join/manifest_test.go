@@ -147,7 +147,7 @@ func TestManifestRights(t *testing.T) {
 		{path("post", PathMembers), []string{"server"}},
 		{path("post", PathMembers+"/n1/promote"), []string{"server"}},
 		{path("delete", PathMembers+"/n1"), []string{"server"}},
-		{path("get", PathConnect), []string{"node"}},
+		{path("get", "/kedge/v1/connect"), []string{"node"}},
 	} {
 		var allowed []string
 		for name, u := range users {

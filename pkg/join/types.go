@@ -47,7 +47,6 @@ const (
 	PathKeys    = "/kedge/v1/keys"
 	PathMembers = "/kedge/v1/members"
 	PathNodes   = "/kedge/v1/nodes"
-	PathConnect = "/kedge/v1/connect"
 )
 
 // KeysResponse answers GET PathKeys: the cluster's key material by the names of its files.

@@ -283,6 +283,7 @@ func (s *server) controlPlaneConfig() controlplane.Config {
 		Logging:               agent.LogConfig(c),
 		NodeName:              c.NodeName,
 		RunDir:                c.RunDir,
+		QuerySocket:           agent.QuerySocket(c.RunDir),
 		Egress:                c.EgressMode,
 		BindAddress:           c.BindAddress,
 		Port:                  c.HTTPSListenPort,

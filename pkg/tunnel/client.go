@@ -36,7 +36,9 @@ type ClientConfig struct {
 	TLS func() (*tls.Config, error)
 	// Allow decides what servers may have dialled: see Policy.
 	Allow func(netip.AddrPort) bool
-	Log   *slog.Logger
+	// Socket is a unix socket that serves what servers may ask of this node's Kedge: see KedgePort. Empty: nothing.
+	Socket string
+	Log    *slog.Logger
 }
 
 // Client is the node's side: one connection to each server, opened again when it breaks.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -39,6 +40,9 @@ func (s *Server) Dial(ctx context.Context, network, addr string) (net.Conn, erro
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
+	if _, port, _ := net.SplitHostPort(t.inside); port == strconv.Itoa(KedgePort) && !t.pod {
+		return s.dialKedge(ctx, t)
+	}
 	direct := path{t.node, t.pod}
 	ways := s.ways(network, t)
 	conn, won, failures := race(ctx, ways)
@@ -51,6 +55,20 @@ func (s *Server) Dial(ctx context.Context, network, addr string) (net.Conn, erro
 		s.setAvoid(direct, time.Now().Add(avoidFor))
 	}
 	return conn, nil
+}
+
+// dialKedge connects to the Kedge of a node.
+func (s *Server) dialKedge(ctx context.Context, t target) (net.Conn, error) {
+	if t.node == s.cfg.NodeName {
+		return (&net.Dialer{}).DialContext(ctx, "unix", s.cfg.Socket)
+	}
+	now := make(chan struct{})
+	close(now)
+	session, err := s.await(ctx, t, now)
+	if err != nil {
+		return nil, &dialError{target: t, failures: []failure{{tunnelName, err}}}
+	}
+	return session.dial(ctx, t.inside)
 }
 
 // The names of ways in messages.

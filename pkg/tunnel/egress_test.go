@@ -174,8 +174,8 @@ func TestEgressErrors(t *testing.T) {
 	b := newBed(t)
 	b.addNode("m4", "", internal("127.0.0.4"))
 	dial := selector(t, b)
-	_, err := dial(t.Context(), "tcp", "127.0.0.4:1")
-	if err == nil || !strings.Contains(err.Error(), "code 502: 502 node m4 (127.0.0.4:1): direct: connection refused; tunnel: none is open from the node: is its kedge agent running?") {
+	_, err := dial(t.Context(), "tcp", "127.0.0.4:2")
+	if err == nil || !strings.Contains(err.Error(), "code 502: 502 node m4 (127.0.0.4:2): direct: connection refused; tunnel: none is open from the node: is its kedge agent running?") {
 		t.Error(err)
 	}
 }

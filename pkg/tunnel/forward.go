@@ -22,6 +22,7 @@ func (c *Client) forward(w http.ResponseWriter, r *http.Request) {
 	c.handlers.RLock()
 	defer c.handlers.RUnlock()
 	target, err := netip.ParseAddrPort(r.Host)
+	network, address := "tcp", r.Host
 	switch {
 	case r.Method != http.MethodConnect:
 		http.Error(w, "a tunnel knows the method CONNECT only", http.StatusMethodNotAllowed)
@@ -29,23 +30,36 @@ func (c *Client) forward(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		http.Error(w, "a tunnel dials addresses with a port: "+err.Error(), http.StatusBadRequest)
 		return
+	case target.Port() == KedgePort && c.cfg.Socket != "":
+		own, err := isOwn(target.Addr().Unmap())
+		if err != nil || !own {
+			http.Error(w, target.Addr().String()+" is another machine's: not allowed", http.StatusForbidden)
+			return
+		}
+		network, address = "unix", c.cfg.Socket
 	case !c.cfg.Allow(target):
 		http.Error(w, fmt.Sprintf("%s is neither this node's kubelet nor a pod: not allowed", target), http.StatusForbidden)
 		return
 	}
-	conn, err := (&net.Dialer{Timeout: targetTimeout}).DialContext(r.Context(), "tcp", target.String())
+	conn, err := (&net.Dialer{Timeout: targetTimeout}).DialContext(r.Context(), network, address)
 	switch {
 	case err != nil && isTimeout(err):
 		http.Error(w, fmt.Sprintf("no answer within %s", targetTimeout), http.StatusGatewayTimeout)
 	case err != nil:
 		http.Error(w, cause(err).Error(), http.StatusBadGateway)
 	default:
-		carry(w, r, conn.(*net.TCPConn))
+		carry(w, r, conn.(closer))
 	}
 }
 
+// closer is a connection of which each direction ends for itself.
+type closer interface {
+	net.Conn
+	CloseWrite() error
+}
+
 // carry connects a stream and a connection until both directions have ended, or one has failed.
-func carry(w http.ResponseWriter, r *http.Request, conn *net.TCPConn) {
+func carry(w http.ResponseWriter, r *http.Request, conn closer) {
 	defer conn.Close()
 	ctl := http.NewResponseController(w)
 	w.WriteHeader(http.StatusOK)
@@ -63,7 +77,9 @@ func carry(w http.ResponseWriter, r *http.Request, conn *net.TCPConn) {
 		_, err := io.CopyBuffer(struct{ io.Writer }{conn}, body, make([]byte, frameSize))
 		switch {
 		case body.err != nil:
-			_ = conn.SetLinger(0) // the sender broke off: so does the node
+			if tcp, ok := conn.(*net.TCPConn); ok {
+				_ = tcp.SetLinger(0) // the sender broke off: so does the node
+			}
 			_ = conn.SetReadDeadline(time.Now())
 		case err == nil:
 			_ = conn.CloseWrite()

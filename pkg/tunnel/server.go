@@ -46,7 +46,9 @@ type ServerConfig struct {
 	Mode Mode // empty is Auto
 	// Nodes tells whose an address is. Nodes that the cluster no longer has are not used.
 	Nodes listers.NodeLister
-	Log   *slog.Logger
+	// NodeName and Socket are this machine's, which has no tunnel to itself: see KedgePort.
+	NodeName, Socket string
+	Log              *slog.Logger
 }
 
 // Server is the API server's side.

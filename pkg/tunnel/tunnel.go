@@ -27,6 +27,11 @@ const ConnectPath = "/kedge/v1/connect"
 // upgradeProtocol is what the Upgrade header asks for.
 const upgradeProtocol = "kedge-tunnel"
 
+// KedgePort is the port of a node's own addresses at which API servers ask the Kedge of that node: what is sent there goes to
+// ClientConfig.Socket, through the node's tunnel. Nothing listens at it (tcpmux, whose number it is, is not used any more), and so
+// nodes/http:NAME:1/proxy of the API server is this, behind the API server's authentication and authorization.
+const KedgePort = 1
+
 // KubeletPort is the port at a node's own addresses that its kubelet serves.
 const KubeletPort = 10250
 

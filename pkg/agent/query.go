@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"os"
+	"strconv"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/kedge-io/kedge/pkg/tunnel"
+)
+
+// GetStatusOf asks the Kedge of a node of the cluster, through the API and the tunnel that the node keeps open to its servers.
+func GetStatusOf(ctx context.Context, kubeconfig, node string) (*Status, error) {
+	b, err := Query(ctx, kubeconfig, node, "status", nil)
+	if err != nil {
+		return nil, err
+	}
+	var st Status
+	if err := json.Unmarshal(b, &st); err != nil {
+		return nil, fmt.Errorf("answer of node %s: %w", node, err)
+	}
+	return &st, nil
+}
+
+// Query asks the Kedge of a node for a path of its QuerySocket, with the rights of an administrator (nodes/proxy).
+func Query(ctx context.Context, kubeconfig, node, path string, parameters url.Values) ([]byte, error) {
+	if _, err := os.Stat(kubeconfig); err != nil {
+		return nil, fmt.Errorf("an administrator's kubeconfig is needed: run this on a server, or give --kubeconfig: %w", err)
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	config.Timeout = 15 * time.Second
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	req := client.CoreV1().RESTClient().Get().Resource("nodes").Name("http:" + node + ":" + strconv.Itoa(tunnel.KedgePort)).SubResource("proxy").Suffix(path)
+	for name, values := range parameters {
+		for _, v := range values {
+			req.Param(name, v)
+		}
+	}
+	b, err := req.DoRaw(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("ask node %s: %w", node, err)
+	}
+	return b, nil
+}
