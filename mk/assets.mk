@@ -50,6 +50,12 @@ $(addprefix $(B)/go/cni/,$(notdir $(CNI_PLUGINS))): $(B)/go/cni/%: $(B)/go.key
 	@$(GO_BUILD) -ldflags '-s -w -X $(CNI_MODULE)/pkg/utils/buildversion.BuildVersion=$(CNI)' \
 		-o $@ $(CNI_MODULE)/plugins/$(filter %/$*,$(CNI_PLUGINS))
 
+# Kedge's own, which waits for a pod's network policies. Its package list is its sources: it has to be small.
+POLICY_PLUGIN := kedge-policy
+$(B)/go/cni/$(POLICY_PLUGIN): $(B)/go.key $(wildcard pkg/netpolicy/plugin/*.go pkg/netpolicy/announce/*.go)
+	@echo '  GO      $(ARCH) cni/$(POLICY_PLUGIN)'
+	@$(GO_BUILD) -ldflags '-s -w' -o $@ ./pkg/netpolicy/plugin
+
 # Programs without a C library.
 CFLAGS := -Os -Wall -Wextra -Werror -static -nostdlib -ffreestanding -fno-builtin -fno-pie -no-pie -fno-stack-protector \
 	-fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns $(if $(filter amd64,$(ARCH)),-fcf-protection=none) \
@@ -81,7 +87,8 @@ $(B)/pause.tar: $(B)/tools.key | $(B)/deps
 	@$(CC) $(CFLAGS) -o $(B)/pause/pause scripts/native/pause.c
 	@go run ./scripts/mkimage -arch $(ARCH) -entrypoint /pause -user 65535:65535 $(PAUSE_IMAGE) $(B)/pause $@
 
-$(ASSETS)/manifest.json: $(B)/go/runc $(B)/go/$(SHIM) $(addprefix $(B)/go/cni/,$(notdir $(CNI_PLUGINS))) $(B)/userland/lib/packages $(B)/pause.tar
+$(ASSETS)/manifest.json: $(B)/go/runc $(B)/go/$(SHIM) $(addprefix $(B)/go/cni/,$(notdir $(CNI_PLUGINS)) $(POLICY_PLUGIN)) \
+		$(B)/userland/lib/packages $(B)/pause.tar
 	@rm -rf $(B)/stage && mkdir -p $(B)/stage $(@D)
 	@cp -a $(B)/go/. $(B)/userland/. $(B)/pause.tar $(B)/stage/
 	@go run ./scripts/pack $(B)/stage $(@D)

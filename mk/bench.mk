@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 define BENCH_HELP
-make bench [RUNS=3] [IDLE_RUNS=1] [SIDES='stock kedge'] [PARTS='start idle pods size cluster'] [MAX_LOAD=4]
+make bench [RUNS=3] [IDLE_RUNS=1] [SIDES='stock kedge'] [PARTS='start idle pods size cluster network services dns policy']
+           [PROXY_MODES='nftables iptables'] [MAX_LOAD=4]
                                 Kedge against the stock components, on machines of the test bed (needs root); see docs/benchmarks.md
 make bench-stock                only build what it compares with
 endef
@@ -9,10 +10,12 @@ endef
 RUNS      ?= 3
 IDLE_RUNS ?= 1
 SIDES     ?= stock kedge
-PARTS     ?= start idle pods size cluster
+PARTS     ?= start idle pods size cluster network services dns policy
 MAX_LOAD  ?= 4
 BENCH     := build/bench
 STOCK     := build/stock
+# Of kube-proxy. ipvs takes a kernel that has it.
+PROXY_MODES ?= nftables iptables
 
 .PHONY: bench bench-stock
 
@@ -25,7 +28,7 @@ STOCK_TAGS := no_zfs
 STOCK_GO := k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kube-controller-manager k8s.io/kubernetes/cmd/kube-scheduler \
 	k8s.io/kubernetes/cmd/kubelet k8s.io/kubernetes/cmd/kube-proxy \
 	github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/ctr
-STOCK_PROGRAMS := $(addprefix $(STOCK)/,$(notdir $(STOCK_GO)) etcd flanneld)
+STOCK_PROGRAMS := $(addprefix $(STOCK)/,$(notdir $(STOCK_GO)) etcd flanneld coredns)
 
 $(addprefix $(STOCK)/,$(notdir $(STOCK_GO))): $(STOCK)/%: $(B)/go.key
 	@echo '  GO      stock $*'
@@ -33,9 +36,9 @@ $(addprefix $(STOCK)/,$(notdir $(STOCK_GO))): $(STOCK)/%: $(B)/go.key
 $(STOCK)/etcd: $(B)/go.key
 	@echo '  GO      stock etcd'
 	@nice env $(GO_BUILD) -ldflags '$(STOCK_LDFLAGS)' -o $@ go.etcd.io/etcd/server/v3
-$(STOCK)/flanneld: $(B)/go.key tests/bench/flanneld/main.go
-	@echo '  GO      stock flanneld'
-	@nice env $(GO_BUILD) -ldflags '$(STOCK_LDFLAGS)' -o $@ ./tests/bench/flanneld
+$(STOCK)/flanneld $(STOCK)/coredns: $(STOCK)/%: $(B)/go.key tests/bench/%/main.go
+	@echo '  GO      stock $*'
+	@nice env $(GO_BUILD) -ldflags '$(STOCK_LDFLAGS)' -o $@ ./tests/bench/$*
 
 # runc, the shim, the CNI plugins and the network tools are the very files that Kedge carries.
 STOCK_PLUGINS := bridge host-local loopback portmap
@@ -52,6 +55,8 @@ bench-stock: $(STOCK_PROGRAMS) $(STOCK)/files
 bench: $(if $(findstring stock,$(SIDES)),bench-stock) $(ASSETS)/manifest.json
 	@[ -e $(BIN) ] || { echo 'no $(BIN): run make build first' >&2; exit 1; }
 	@mkdir -p $(BENCH) && cp $(BIN) $(BENCH)/kedge.new && mv $(BENCH)/kedge.new $(BENCH)/kedge
-	@go build -ldflags '-s -w' -o $(BENCH)/ ./tests/bench ./tests/bench/units ./tests/history/writer
-	@$(BENCH)/bench -runs $(RUNS) -idle-runs $(IDLE_RUNS) -sides '$(SIDES)' -parts '$(PARTS)' -max-load $(MAX_LOAD) \
-		-kedge $(BENCH)/kedge -stock $(STOCK) -units $(BENCH)/units -writer $(BENCH)/writer -pause $(B)/pause -output $(BENCH)/result.json
+	@go build -ldflags '-s -w' -o $(BENCH)/ ./tests/bench ./tests/bench/units ./tests/bench/netload ./tests/history/writer
+	$(if $(filter policy,$(PARTS)),@go test -c -o $(BENCH)/netpolicy.test ./pkg/netpolicy)
+	@$(BENCH)/bench -runs $(RUNS) -idle-runs $(IDLE_RUNS) -sides '$(SIDES)' -parts '$(PARTS)' -proxy-modes '$(PROXY_MODES)' -max-load $(MAX_LOAD) \
+		-kedge $(BENCH)/kedge -stock $(STOCK) -units $(BENCH)/units -writer $(BENCH)/writer \
+		-netload $(BENCH)/netload -netpolicy $(BENCH)/netpolicy.test -pause $(B)/pause -output $(BENCH)/result.json

@@ -4,6 +4,7 @@ define TEST_HELP
 make unit                       the fast tests: vet, lint, and what needs no machines
 make test                       build, unit, and the scenarios on machines of the test bed (needs root)
 make scenario S=singlenode [R=TestName]  one package of scenarios
+make conformance [SMOKE=1]      upstream's conformance suite on machines of the test bed (needs root); see docs/conformance.md
 make lint                       go vet, staticcheck and gofmt
 make run [FLAGS='…']            build, then run a server on this machine in the foreground (needs root)
 make dependencies               write the list of what the binary is made of anew
@@ -15,7 +16,7 @@ REPORT      := go run ./scripts/testreport $(if $(TEST_COUNTS),-count '$(TEST_CO
 SOURCES      = $(wildcard cmd pkg scripts tests)
 EVERYTHING   = $(SOURCES:%=./%/...)
 # Packages below tests/ that need no machines.
-UNIT_TESTS  := tests/policy tests/image tests/registry tests/history
+UNIT_TESTS  := tests/policy tests/image tests/registry tests/history tests/conformance
 UNIT         = $(patsubst %,./%/...,$(wildcard cmd pkg scripts) $(UNIT_TESTS))
 SCENARIOS    = $(shell go list ./tests/... | grep -vE '/($(subst tests/,,$(subst $(eval ) ,|,$(UNIT_TESTS))))(/|$$)')
 # A cluster that starts needs most of two cores, and 1 GiB of memory. The scenarios of tests/ha measure seconds: they run alone.

@@ -11,8 +11,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
 	"github.com/google/renameio/v2"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -129,8 +134,28 @@ func (m *Machine) watchServers(ctx context.Context) {
 	})
 }
 
+// hostPort says whether a pod in this node's own network declares a port. It is asked for few connections, so it asks each time.
+func (m *Machine) hostPort(port uint16) bool {
+	client, err := m.Client()
+	if err != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	own := fields.OneTermEqualSelector("spec.nodeName", m.cfg.NodeName).String() // the only pods that a node may list as such
+	pods, err := client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: own, ResourceVersion: "0"})
+	if err != nil {
+		m.log.Warn("whether a pod has the port that an API server wants to reach is not known", "component", "tunnel", "port", port, "error", err)
+		return false
+	}
+	declares := func(c corev1.Container) bool {
+		return slices.ContainsFunc(c.Ports, func(p corev1.ContainerPort) bool { return p.ContainerPort == int32(port) })
+	}
+	return slices.ContainsFunc(pods.Items, func(p corev1.Pod) bool { return p.Spec.HostNetwork && slices.ContainsFunc(p.Spec.Containers, declares) })
+}
+
 // newTunnel lets API servers that cannot connect to this node reach its kubelet and its pods.
 func (m *Machine) newTunnel() *tunnel.Client {
-	policy := tunnel.Policy{Pods: func() []netip.Prefix { return m.cfg.ClusterCIDR }}
+	policy := tunnel.Policy{Pods: func() []netip.Prefix { return m.cfg.ClusterCIDR }, HostPort: m.hostPort}
 	return tunnel.NewClient(tunnel.ClientConfig{TLS: m.tlsConfig, Allow: policy.Allow, Socket: QuerySocket(m.cfg.RunDir), Log: m.log})
 }

@@ -318,10 +318,15 @@ func NodeConfig(c *config.Config, credentials Credentials) node.Config {
 		ProxyMode:        c.ProxyMode,
 		Backend:          c.FlannelBackend,
 		Iface:            c.FlannelIface,
+		ExternalAddress:  c.NodeExternalIP,
 		DNS:              !c.Disabled(config.ComponentCoreDNS),
+		NetworkPolicy:    !c.Disabled(config.ComponentNetworkPolicy) && c.FlannelBackend != config.FlannelNone,
+		ServiceLB:        !c.Disabled(config.ComponentServiceLB),
+		ServiceLBPool:    c.ServiceLBPool,
 		KubeletArgs:      c.KubeletArgs,
 		ProxyArgs:        c.KubeProxyArgs,
 	}
+	cfg.FlannelExternalIP = c.FlannelExternalIP
 	if c.DisableKubeProxy {
 		cfg.ProxyMode = ""
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/url"
 	"os"
 	"strconv"
@@ -14,6 +15,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/kedge-io/kedge/pkg/netpolicy"
+	"github.com/kedge-io/kedge/pkg/node"
 	"github.com/kedge-io/kedge/pkg/tunnel"
 )
 
@@ -28,6 +31,40 @@ func GetStatusOf(ctx context.Context, kubeconfig, node string) (*Status, error) 
 		return nil, fmt.Errorf("answer of node %s: %w", node, err)
 	}
 	return &st, nil
+}
+
+// queryPolicy is what a node's network policies say about a connection; parameter q is a netpolicy.Question.
+const queryPolicy = "netpolicy"
+
+// QueryPolicy asks a node of the cluster what its network policies say about a connection.
+func QueryPolicy(ctx context.Context, kubeconfig, node string, q netpolicy.Question) (netpolicy.Answer, error) {
+	var answer netpolicy.Answer
+	text, err := json.Marshal(q)
+	if err != nil {
+		return answer, err
+	}
+	b, err := Query(ctx, kubeconfig, node, queryPolicy, url.Values{"q": {string(text)}})
+	if err != nil {
+		return answer, err
+	}
+	return answer, json.Unmarshal(b, &answer)
+}
+
+func (m *Machine) servePolicy(w http.ResponseWriter, r *http.Request) {
+	var q netpolicy.Question
+	if err := json.Unmarshal([]byte(r.FormValue("q")), &q); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	answer, err := netpolicy.Query(r.Context(), node.PolicySocket(m.cfg.RunDir), q)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(answer); err != nil {
+		m.log.Debug("question about network policies", "error", err)
+	}
 }
 
 // Query asks the Kedge of a node for a path of its QuerySocket, with the rights of an administrator (nodes/proxy).

@@ -124,6 +124,7 @@ func QuerySocket(runDir string) string { return filepath.Join(runDir, "query.soc
 func (m *Machine) queries() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", m.serveStatus)
+	mux.HandleFunc("GET /"+queryPolicy, m.servePolicy)
 	return mux
 }
 

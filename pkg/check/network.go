@@ -293,3 +293,28 @@ func probeVXLAN(_ context.Context, o Options) Result {
 	}
 	return Result{Status: Pass, Finding: "works"}
 }
+
+// WireGuard tries whether the kernel has WireGuard, in a network namespace of its own. It loads the module where there is one.
+func WireGuard() error {
+	err := tryWireGuard()
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return errors.New("the kernel has no WireGuard")
+	}
+	return err
+}
+
+func tryWireGuard() error {
+	return inNamespaces(unix.CLONE_NEWNET, func() error {
+		return netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: "kedgecheck0"}})
+	})
+}
+
+func probeWireGuard(_ context.Context, o Options) Result {
+	if o.FlannelBackend != "wireguard-native" {
+		return Result{Status: Info, Finding: "not needed with --flannel-backend " + o.FlannelBackend}
+	}
+	if err := tryWireGuard(); err != nil {
+		return linkRefused("wireguard", err, Fail, "pods of different nodes cannot reach each other")
+	}
+	return Result{Status: Pass, Finding: "works"}
+}

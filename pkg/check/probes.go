@@ -45,6 +45,7 @@ func Probes() []Probe {
 		{Name: "resolv-conf", Group: groupNetwork, Run: probeResolvConf},
 		{Name: "veth", Group: groupNetwork, Run: probeVeth},
 		{Name: "vxlan", Group: groupNetwork, Run: probeVXLAN},
+		{Name: "wireguard", Group: groupNetwork, Run: probeWireGuard},
 		{Name: "nftables", Group: groupNetwork, Run: probeNFTables},
 		{Name: "ipvs", Group: groupNetwork, Run: probeIPVS},
 		{Name: "conntrack", Group: groupNetwork, Run: probeConntrack},

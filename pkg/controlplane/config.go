@@ -29,11 +29,16 @@ const (
 	ComponentScheduler         = "scheduler"
 	ComponentControllerManager = "controller-manager"
 	ComponentManifests         = "manifests"
+	ComponentAPIVIP            = "api-vip"
 )
 
 // Components of the process in the order of their start.
-func Components() []string {
-	return []string{ComponentAPIServer, ComponentScheduler, ComponentControllerManager, ComponentManifests}
+func (c Config) Components() []string {
+	list := []string{ComponentAPIServer, ComponentScheduler, ComponentControllerManager, ComponentManifests}
+	if len(c.Cluster.APIVIP) > 0 {
+		list = append(list, ComponentAPIVIP)
+	}
+	return list
 }
 
 // Config of the [controlplane] process. Files are absolute paths.
@@ -47,6 +52,7 @@ type Config struct {
 	BindAddress      netip.Addr     `json:"bindAddress"`
 	Port             int            `json:"port"`
 	AdvertiseAddress netip.Addr     `json:"advertiseAddress"`
+	BalancerPort     int            `json:"balancerPort"` // of the load balancer on every node
 	Cluster          config.Cluster `json:"cluster"`
 	// Egress says how kubelets and pods are reached.
 	Egress config.EgressMode `json:"egress"`

@@ -140,6 +140,9 @@ func (p *plane) afterAPIServer(ctx context.Context, group *errgroup.Group, infor
 	informers.Start(ctx.Done())
 	group.Go(func() error { p.keepTokens(ctx); return nil })
 	group.Go(func() error { p.dropDead(ctx); return nil })
+	if len(p.cfg.Cluster.APIVIP) > 0 {
+		group.Go(func() error { return p.runAPIVIP(ctx) })
+	}
 	group.Go(func() error {
 		alone, err := p.isAlone(ctx)
 		if err != nil {

@@ -25,7 +25,7 @@ const (
 	labelWorker       = "node-role.kubernetes.io/worker"
 )
 
-// keepRoles labels every Node by what the registry of servers says of it, until ctx ends.
+// keepRoles labels every Node by what the registry of servers says of it, and gives it its external addresses, until ctx ends.
 func (p *plane) keepRoles(ctx context.Context) {
 	var mu sync.Mutex
 	var servers map[string]authority.Server // nil: not known yet
@@ -35,7 +35,11 @@ func (p *plane) keepRoles(ctx context.Context) {
 		mu.Lock()
 		known := servers
 		mu.Unlock()
-		if ok && known != nil {
+		if !ok {
+			return
+		}
+		p.addressNode(ctx, node)
+		if known != nil {
 			p.labelNode(ctx, node, known)
 		}
 	}

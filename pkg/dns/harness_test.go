@@ -41,9 +41,7 @@ func (w *testWriter) Write(p []byte) (int, error) {
 // nameserver is a DNS server on a free port of 127.0.0.1 that answers every A query with answer.
 func nameserver(t *testing.T, answer string) netip.AddrPort {
 	t.Helper()
-	port := freePort(t)
-	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)
-	handler := miekg.HandlerFunc(func(w miekg.ResponseWriter, r *miekg.Msg) {
+	return serveUpstream(t, func(w miekg.ResponseWriter, r *miekg.Msg) {
 		m := new(miekg.Msg).SetReply(r)
 		m.Answer = []miekg.RR{&miekg.A{
 			Hdr: miekg.RR_Header{Name: r.Question[0].Name, Rrtype: miekg.TypeA, Class: miekg.ClassINET, Ttl: 1}, A: net.ParseIP(answer),
@@ -52,6 +50,13 @@ func nameserver(t *testing.T, answer string) netip.AddrPort {
 			t.Errorf("upstream: %v", err)
 		}
 	})
+}
+
+// serveUpstream starts a DNS server on a free port of 127.0.0.1.
+func serveUpstream(t *testing.T, handler miekg.HandlerFunc) netip.AddrPort {
+	t.Helper()
+	port := freePort(t)
+	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)
 	for _, network := range []string{"udp", "tcp"} {
 		started := make(chan struct{})
 		srv := &miekg.Server{Addr: addr.String(), Net: network, Handler: handler, NotifyStartedFunc: func() { close(started) }}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/safchain/ethtool"
 	"golang.org/x/sys/unix"
 
 	"github.com/kedge-io/kedge/pkg/config"
@@ -23,13 +22,16 @@ func writeConflist(cfg Config, podCIDRs config.Prefixes, mtu int) error {
 	if err := os.MkdirAll(cfg.CNIConfDir, 0o755); err != nil {
 		return err
 	}
-	// containerd watches the directory and reads a file when it appears: it has to appear whole.
+	// The file has to appear whole, and by a rename within the directory that containerd watches: it looks when a file is written,
+	// renamed or removed, not when one is created or moved in (its internal/cri/server/cni_conf_syncer.go).
 	tmp := filepath.Join(cfg.CNIConfDir, ".kedge.tmp")
 	if err := os.WriteFile(tmp, b, 0o600); err != nil {
 		return err
 	}
-	return os.Rename(tmp, filepath.Join(cfg.CNIConfDir, "10-kedge.conflist"))
+	return os.Rename(tmp, conflistFile(cfg))
 }
+
+func conflistFile(cfg Config) string { return filepath.Join(cfg.CNIConfDir, "10-kedge.conflist") }
 
 func conflist(cfg Config, podCIDRs config.Prefixes, mtu int) ([]byte, error) {
 	type object = map[string]any
@@ -43,40 +45,30 @@ func conflist(cfg Config, podCIDRs config.Prefixes, mtu int) ([]byte, error) {
 			routes = append(routes, object{"dst": "0.0.0.0/0"})
 		}
 	}
-	portmap := object{"type": "portmap", "capabilities": object{"portMappings": true}, "snat": true, "backend": "nftables"}
-	if cfg.ProxyMode == config.ProxyIPTables {
-		portmap["backend"] = "iptables"
+	plugins := []object{
+		{
+			"type": "ptp",
+			"mtu":  mtu,
+			"ipam": object{
+				"type": "host-local",
+				// Addresses are given back by a reboot, like the pods that had them.
+				"dataDir": filepath.Join(cfg.RunDir, "cni", "ipam"),
+				"ranges":  ranges,
+				"routes":  routes,
+			},
+		},
+		// In every proxy mode the same: host ports of pods that live through a change of the mode must go away with their pods.
+		{"type": "portmap", "capabilities": object{"portMappings": true}, "snat": true, "backend": "nftables"},
+		{"type": "bandwidth", "capabilities": object{"bandwidth": true}},
+	}
+	if cfg.NetworkPolicy {
+		plugins = append(plugins, object{"type": "kedge-policy", "socket": cfg.policySocket(), "dir": cfg.policyDir()})
 	}
 	return json.MarshalIndent(object{
 		"cniVersion": "1.0.0",
 		"name":       "kedge",
-		"plugins": []object{
-			{
-				"type": "ptp",
-				"mtu":  mtu,
-				"ipam": object{
-					"type": "host-local",
-					// Addresses are given back by a reboot, like the pods that had them.
-					"dataDir": filepath.Join(cfg.RunDir, "cni", "ipam"),
-					"ranges":  ranges,
-					"routes":  routes,
-				},
-			},
-			portmap,
-			{"type": "bandwidth", "capabilities": object{"bandwidth": true}},
-		},
+		"plugins":    plugins,
 	}, "", "  ")
-}
-
-// disableTxChecksum turns transmit checksum offload of a device off (ethtool -K DEV tx off). With it on, some kernels and
-// network cards send VXLAN packets whose inner checksum nobody has filled in; the receiver drops them.
-func disableTxChecksum(device string) error {
-	e, err := ethtool.NewEthtool()
-	if err != nil {
-		return err
-	}
-	defer e.Close()
-	return e.Change(device, map[string]bool{"tx-checksum-ip-generic": false})
 }
 
 func writable(file string) bool { return unix.Access(file, unix.W_OK) == nil }

@@ -90,6 +90,9 @@ func setKubelet(cfg Config, kc *kubeletconfig.KubeletConfiguration, fl *options.
 	fl.KubeConfig = cfg.Kubeconfig
 	fl.HostnameOverride = cfg.Name
 	fl.NodeIP = strings.Join(addresses, ",")
+	if len(cfg.ExternalAddress) > 0 {
+		fl.CloudProvider = "external" // it leaves addresses alone that others write: see AnnotationExternalIP
+	}
 	fl.RootDirectory = cfg.RootDir
 	fl.CertDirectory = CertDir(cfg.RootDir)
 

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -32,15 +33,19 @@ import (
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/dns"
 	"github.com/kedge-io/kedge/pkg/logging"
+	"github.com/kedge-io/kedge/pkg/netpolicy"
+	"github.com/kedge-io/kedge/pkg/servicelb"
 	"github.com/kedge-io/kedge/pkg/supervise"
 )
 
 // The components of the [node] process, as `kedge status` names them.
 const (
-	ComponentKubelet = "kubelet"
-	ComponentProxy   = "kube-proxy"
-	ComponentFlannel = "flannel"
-	ComponentDNS     = "dns"
+	ComponentKubelet   = "kubelet"
+	ComponentProxy     = "kube-proxy"
+	ComponentFlannel   = "flannel"
+	ComponentDNS       = "dns"
+	ComponentPolicy    = "netpolicy"
+	ComponentServiceLB = servicelb.Component
 )
 
 // Config of the [node] process. Files are absolute paths.
@@ -69,6 +74,14 @@ type Config struct {
 	Backend       config.FlannelMode `json:"flannelBackend"`
 	Iface         string             `json:"flannelIface,omitempty"`
 	DNS           bool               `json:"dns"`
+	NetworkPolicy bool               `json:"networkPolicy"` // not without a Backend: other CNI plugins have their own ways
+	ServiceLB     bool               `json:"serviceLB"`
+	// ServiceLBPool are the addresses that services of type LoadBalancer get; empty: those of the nodes.
+	ServiceLBPool []config.AddressRange `json:"serviceLBPool,omitempty"`
+
+	// ExternalAddress is where other networks reach the node. With FlannelExternalIP the other nodes send there, too.
+	ExternalAddress   []netip.Addr `json:"externalAddress,omitempty"`
+	FlannelExternalIP bool         `json:"flannelExternalIP,omitempty"`
 
 	KubeletArgs []string `json:"kubeletArgs,omitempty"`
 	ProxyArgs   []string `json:"proxyArgs,omitempty"`
@@ -86,6 +99,12 @@ func (c Config) Components() []string {
 	if c.DNS {
 		list = append(list, ComponentDNS)
 	}
+	if c.NetworkPolicy {
+		list = append(list, ComponentPolicy)
+	}
+	if c.ServiceLB {
+		list = append(list, ComponentServiceLB)
+	}
 	return list
 }
 
@@ -102,6 +121,9 @@ func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logg
 			return err
 		}
 	}
+	if err := switchMode(ctx, cfg.RunDir, proxy.usedMode()); err != nil {
+		log.Error("rules of two proxy modes may be in force", "component", ComponentProxy, "error", err)
+	}
 	if err := setSysctls(log); err != nil {
 		return err
 	}
@@ -110,6 +132,12 @@ func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logg
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	n := &node{cfg: cfg, child: child, log: log}
+	if n.client, err = newClient(cfg.Kubeconfig); err != nil {
+		return err
+	}
+	if err := n.startRules(ctx, group); err != nil {
+		return err
+	}
 	if cfg.DNS {
 		if n.dns, err = dns.New(cfg.dnsConfig(), log); err != nil {
 			return err
@@ -122,21 +150,41 @@ func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logg
 }
 
 type node struct {
-	cfg   Config
-	child *supervise.Child
-	log   *slog.Logger
-	dns   *dns.Server
+	cfg    Config
+	child  *supervise.Child
+	log    *slog.Logger
+	client kubernetes.Interface
+	dns    *dns.Server
+	policy *netpolicy.Controller // nil: policies are not enforced here
+}
+
+// startRules starts what writes rules of Kedge's own, or removes those of an earlier start that did.
+func (n *node) startRules(ctx context.Context, group *errgroup.Group) (err error) {
+	if n.cfg.NetworkPolicy {
+		if n.policy, err = netpolicy.New(n.policyConfig(), n.log); err != nil {
+			return err
+		}
+		group.Go(func() error { return n.runPolicy(ctx) })
+	} else if err := netpolicy.Cleanup(ctx); err != nil {
+		n.log.Warn("rules of network policies are left", "component", ComponentPolicy, "error", err)
+	}
+	if n.cfg.ServiceLB {
+		group.Go(func() error { return n.runServiceLB(ctx) })
+	} else if err := servicelb.Cleanup(ctx); err != nil {
+		n.log.Warn("rules of LoadBalancer services are left", "component", ComponentServiceLB, "error", err)
+	}
+	return nil
 }
 
 // run starts the clients of the API when it answers, and says that the network is up when it is.
 func (n *node) run(ctx context.Context, group *errgroup.Group, kubelet *kubelet, proxy *proxy) error {
-	for _, c := range n.cfg.Components() {
-		if c != ComponentDNS {
+	for _, c := range []string{ComponentKubelet, ComponentProxy, ComponentFlannel} {
+		if slices.Contains(n.cfg.Components(), c) {
 			n.child.Report(c, supervise.Waiting, "for the API and containerd")
 		}
 	}
-	client, err := n.waitForAPI(ctx)
-	if err != nil {
+	client := n.client
+	if err := n.waitForAPI(ctx); err != nil {
 		return err
 	}
 	if err := n.waitForContainerd(ctx); err != nil {
@@ -147,6 +195,7 @@ func (n *node) run(ctx context.Context, group *errgroup.Group, kubelet *kubelet,
 		return unstoppable(withComponent(ctx, ComponentKubelet), ComponentKubelet, kubelet.run)
 	})
 	group.Go(func() error { n.watchKubelet(ctx, client); return nil })
+	group.Go(func() error { n.announceExternal(ctx, client); return nil })
 
 	proxyReady := make(chan struct{})
 	if proxy == nil {
@@ -166,7 +215,7 @@ func (n *node) run(ctx context.Context, group *errgroup.Group, kubelet *kubelet,
 		})
 	}
 	if n.cfg.Backend == config.FlannelNone {
-		return nil
+		return leaveFlannel(n.cfg)
 	}
 	if err := n.waitForRules(ctx, client); err != nil {
 		return err
@@ -222,19 +271,19 @@ func (n *node) keep(ctx context.Context, name string, run func(context.Context) 
 	}
 }
 
-// waitForAPI returns a client when the API server answers.
-func (n *node) waitForAPI(ctx context.Context) (kubernetes.Interface, error) {
-	rest, err := clientcmd.BuildConfigFromFlags("", n.cfg.Kubeconfig)
+func newClient(kubeconfig string) (kubernetes.Interface, error) {
+	rest, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		return nil, err
 	}
 	rest.ContentType = runtime.ContentTypeProtobuf
-	client, err := kubernetes.NewForConfig(rest)
-	if err != nil {
-		return nil, err
-	}
-	return client, supervise.Poll(ctx, func() error {
-		err := client.Discovery().RESTClient().Get().AbsPath("/livez/ping").Timeout(5 * time.Second).Do(ctx).Error()
+	return kubernetes.NewForConfig(rest)
+}
+
+// waitForAPI returns when the API server answers.
+func (n *node) waitForAPI(ctx context.Context) error {
+	return supervise.Poll(ctx, func() error {
+		err := n.client.Discovery().RESTClient().Get().AbsPath("/livez/ping").Timeout(5 * time.Second).Do(ctx).Error()
 		if apierrors.IsForbidden(err) {
 			return nil // an answer: on a first start the rules that let nodes ask this come later than the node may register
 		}

@@ -25,10 +25,12 @@ func testConfig() Config {
 }
 
 func TestConflist(t *testing.T) {
-	for name, mode := range map[string]config.ProxyMode{"conflist-nftables.json": config.ProxyNFTables, "conflist-iptables.json": config.ProxyIPTables} {
-		cfg := testConfig()
-		cfg.ProxyMode = mode
-		b, err := conflist(cfg, config.Prefixes{netip.MustParsePrefix("10.42.1.0/24")}, 1450)
+	for name, podCIDRs := range map[string]string{"conflist.json": "10.42.1.0/24", "conflist-dual.json": "fd42:0:0:1::/64,10.42.1.0/24"} {
+		var list config.Prefixes
+		if err := list.UnmarshalText([]byte(podCIDRs)); err != nil {
+			t.Fatal(err)
+		}
+		b, err := conflist(testConfig(), list, 1450)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -91,6 +91,14 @@ func proxyFlags(cfg Config, mode config.ProxyMode) []string {
 	return append(line, dashed(others)...)
 }
 
+// usedMode is the mode, "none" without a proxy.
+func (p *proxy) usedMode() config.ProxyMode {
+	if p == nil {
+		return "none"
+	}
+	return p.mode
+}
+
 func (p *proxy) run(ctx context.Context) error { return p.opts.Run(ctx) }
 
 // chooseMode is --proxy-mode auto: ipvs where the kernel has all that it takes, else nftables.

@@ -162,7 +162,7 @@ func (s *server) processes() []*supervise.Process {
 		list = append(list, s.Process(etcd, []string{datastore.Component}, func() (any, error) { return s.etcdConfig(), nil }))
 	}
 	if s.cfg.HasControlPlane() {
-		list = append(list, s.Process(controlPlane, controlplane.Components(), func() (any, error) { return s.controlPlaneConfig(), nil }))
+		list = append(list, s.Process(controlPlane, s.controlPlaneConfig().Components(), func() (any, error) { return s.controlPlaneConfig(), nil }))
 	}
 	return list
 }
@@ -288,6 +288,7 @@ func (s *server) controlPlaneConfig() controlplane.Config {
 		BindAddress:           c.BindAddress,
 		Port:                  c.HTTPSListenPort,
 		AdvertiseAddress:      c.AdvertiseAddress,
+		BalancerPort:          c.LBServerPort,
 		Cluster:               c.Cluster,
 		APIServerArgs:         c.KubeAPIServerArgs,
 		ControllerManagerArgs: c.KubeControllerManagerArgs,

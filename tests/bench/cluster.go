@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -16,27 +18,44 @@ import (
 	"github.com/kedge-io/kedge/tests/testbed"
 )
 
-// fleet is a cluster of one side, on several machines that are ready to start: of Kedge three servers and an agent, of stock a
+// fleet is a cluster of one side, on several machines that are ready to start: of Kedge as many as fleetSpec says, of stock a
 // server and a machine with the parts of a node.
 type fleet struct {
 	first   side
 	joiners []*joiner // in the order in which they join
 	agent   *host
+	node    *testbed.Machine // the agent's
 	servers []*host          // Kedge's
 	kedge   *cluster.Cluster // nil on the stock side
+}
+
+// fleetSpec says what a fleet is made of.
+type fleetSpec struct {
+	more    []cluster.Role // Kedge's machines besides the first server, in the order in which they join, one of them an agent
+	images  []string       // archives for all machines, besides that of the first pod
+	machine []testbed.Option
+}
+
+// highlyAvailable is a cluster that may lose a server. The agent joins while there is one server, as on the stock side.
+func highlyAvailable(opts ...testbed.Option) fleetSpec {
+	return fleetSpec{more: []cluster.Role{cluster.AgentRole, cluster.ServerRole, cluster.ServerRole}, machine: opts}
 }
 
 // operatorToken is as an operator gives it to all machines of a scripted installation.
 const operatorToken = "token-of-the-benchmark"
 
-func newFleet(ctx context.Context, o options, bed *testbed.Bed, name string, opts ...testbed.Option) (*fleet, error) {
+func newFleet(ctx context.Context, o options, bed *testbed.Bed, name string, spec fleetSpec) (*fleet, error) {
 	if name == "stock" {
-		return newStockFleet(ctx, o, bed, opts...)
+		return newStockFleet(ctx, o, bed, spec)
 	}
-	return newKedgeFleet(ctx, o, bed, opts...)
+	return newKedgeFleet(ctx, o, bed, spec)
 }
 
-func newStockFleet(ctx context.Context, o options, bed *testbed.Bed, opts ...testbed.Option) (*fleet, error) {
+func newStockFleet(ctx context.Context, o options, bed *testbed.Bed, spec fleetSpec) (*fleet, error) {
+	opts := slices.Clone(spec.machine)
+	for _, archive := range spec.images {
+		opts = append(opts, testbed.Bind(archive, path.Join(imagesDir, filepath.Base(archive))))
+	}
 	archive, err := podArchive(o)
 	if err != nil {
 		return nil, err
@@ -60,17 +79,17 @@ func newStockFleet(ctx context.Context, o options, bed *testbed.Bed, opts ...tes
 	if err != nil {
 		return nil, err
 	}
-	return &fleet{first: server, agent: h, joiners: []*joiner{{host: h, figure: "join agent", start: node.start}}}, nil
+	return &fleet{first: server, agent: h, node: node.m, joiners: []*joiner{{host: h, figure: "join agent", start: node.start}}}, nil
 }
 
-// newKedgeFleet: the agent joins while there is one server, as on the stock side.
-func newKedgeFleet(ctx context.Context, o options, bed *testbed.Bed, opts ...testbed.Option) (*fleet, error) {
-	c, err := cluster.New(ctx, bed, cluster.Spec{Options: cluster.Options{Machine: opts}})
+func newKedgeFleet(ctx context.Context, o options, bed *testbed.Bed, spec fleetSpec) (*fleet, error) {
+	flags := kedgeFlags(o)
+	c, err := cluster.New(ctx, bed, cluster.Spec{Options: cluster.Options{Machine: spec.machine, Images: spec.images, Flags: flags}, AgentFlags: flags})
 	if err != nil {
 		return nil, err
 	}
 	f := &fleet{kedge: c}
-	for _, role := range []cluster.Role{cluster.ServerRole, cluster.AgentRole, cluster.ServerRole, cluster.ServerRole} {
+	for _, role := range append([]cluster.Role{cluster.ServerRole}, spec.more...) {
 		n, err := addNode(ctx, o, c, role)
 		if err != nil {
 			return nil, err
@@ -80,7 +99,7 @@ func newKedgeFleet(ctx context.Context, o options, bed *testbed.Bed, opts ...tes
 			return nil, err
 		}
 		if role == cluster.AgentRole {
-			f.agent = h
+			f.agent, f.node = h, n.Machine
 		} else {
 			f.servers = append(f.servers, h)
 		}
@@ -185,7 +204,7 @@ func (f *fleet) start(ctx context.Context, bed *testbed.Bed, rec *recorder) (kub
 
 // joins measures how long machines take to join, and how long writers wait when a server dies.
 func joins(ctx context.Context, o options, bed *testbed.Bed, rec *recorder) error {
-	f, err := newFleet(ctx, o, bed, rec.side)
+	f, err := newFleet(ctx, o, bed, rec.side, highlyAvailable())
 	defer os.RemoveAll(machinesDir(o))
 	if err != nil {
 		return err
@@ -199,7 +218,7 @@ func joins(ctx context.Context, o options, bed *testbed.Bed, rec *recorder) erro
 
 // idleClusters measures what the machines of a cluster use that has nothing to do.
 func idleClusters(ctx context.Context, o options, bed *testbed.Bed, rec *recorder) error {
-	f, err := newFleet(ctx, o, bed, rec.side, testbed.Disk(diskSize))
+	f, err := newFleet(ctx, o, bed, rec.side, highlyAvailable(testbed.Disk(diskSize)))
 	defer os.RemoveAll(machinesDir(o))
 	if err != nil {
 		return err

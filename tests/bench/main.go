@@ -32,6 +32,11 @@ type options struct {
 	output         string
 	settle, window time.Duration
 	xz             string
+	modes          []string      // of kube-proxy, whose networks are measured
+	proxy          string        // the one of these; empty: nftables of stock, and what Kedge chooses
+	netload        string        // the program that uses the network
+	netpolicy      string        // the tests of Kedge's NetworkPolicy
+	span           time.Duration // of a figure of the network
 }
 
 func main() {
@@ -57,7 +62,9 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.idleRuns, "idle-runs", 1, "measurements of the idle cluster, of each side")
 	sides := f.String("sides", "stock kedge", "what to measure, in this order in turns")
 	parts := f.String("parts", strings.Join(allParts(), " "),
-		"start: times; idle: resources with no pods; pods: time and resources with 20 pods; size: files; cluster: several machines")
+		"start: times; idle: resources with no pods; pods: time and resources with 20 pods; size: files; cluster: several machines; "+
+			"network, services, dns: of two machines; policy: NetworkPolicy")
+	modes := f.String("proxy-modes", "nftables iptables", "modes of kube-proxy in which network and services are measured, dns in the first one")
 	f.Float64Var(&o.maxLoad, "max-load", 4, "refuse to measure everything when the load average of this host is higher")
 	f.StringVar(&o.kedge, "kedge", "build/bench/kedge", "Kedge's binary")
 	f.StringVar(&o.stock, "stock", "build/stock", "directory of the stock programs")
@@ -68,10 +75,13 @@ func parse(args []string) (options, error) {
 	f.DurationVar(&o.settle, "settle", 60*time.Second, "time to become idle")
 	f.DurationVar(&o.window, "window", 60*time.Second, "time over which an idle cluster is measured; figures are per minute")
 	f.StringVar(&o.xz, "xz", "-9", "compression level of xz")
+	f.StringVar(&o.netload, "netload", "build/bench/netload", "the program that uses the network")
+	f.StringVar(&o.netpolicy, "netpolicy", "build/bench/netpolicy.test", "the tests of Kedge's NetworkPolicy")
+	f.DurationVar(&o.span, "span", 2*time.Second, "time that each figure of the network takes")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
-	o.sides, o.parts = strings.Fields(*sides), strings.Fields(*parts)
+	o.sides, o.parts, o.modes = strings.Fields(*sides), strings.Fields(*parts), strings.Fields(*modes)
 	for _, s := range o.sides {
 		if s != "stock" && s != "kedge" {
 			return o, fmt.Errorf("-sides: %q is neither stock nor kedge", s)
@@ -82,10 +92,17 @@ func parse(args []string) (options, error) {
 			return o, fmt.Errorf("-parts: %q is none of %s", p, strings.Join(allParts(), ", "))
 		}
 	}
+	for _, m := range o.modes {
+		if !slices.Contains(proxyModes(), m) {
+			return o, fmt.Errorf("-proxy-modes: %q is none of %s", m, strings.Join(proxyModes(), ", "))
+		}
+	}
 	return o, nil
 }
 
-func allParts() []string { return []string{"start", "idle", "pods", "size", "cluster"} }
+func allParts() []string {
+	return []string{"start", "idle", "pods", "size", "cluster", "network", "services", "dns", "policy"}
+}
 
 func (o options) has(part string) bool { return slices.Contains(o.parts, part) }
 
@@ -131,6 +148,9 @@ func run(ctx context.Context, o options) error {
 			}); err != nil {
 				return err
 			}
+		}
+		if err := measureNetworks(ctx, o, i+1, &res); err != nil {
+			return err
 		}
 	}
 	return nil

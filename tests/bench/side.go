@@ -63,15 +63,15 @@ func podArchive(o options) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return file, writeImage(file, podImage, o.pause)
+	return file, writeImage(file, podImage, o.pause, "/pause")
 }
 
-func writeImage(file, name, rootfs string) error {
+func writeImage(file, name, rootfs, program string) error {
 	f, err := os.Create(file)
 	if err != nil {
 		return err
 	}
-	c := image.Config{Name: name, Architecture: runtime.GOARCH, Rootfs: rootfs, Entrypoint: []string{"/pause"}}
+	c := image.Config{Name: name, Architecture: runtime.GOARCH, Rootfs: rootfs, Entrypoint: []string{program}}
 	return errors.Join(image.Write(f, c), f.Close())
 }
 
@@ -128,8 +128,16 @@ func newKedge(ctx context.Context, o options, bed *testbed.Bed, archive string, 
 	if err := os.Setenv("KEDGE_BIN", o.kedge); err != nil {
 		return nil, err
 	}
-	s, err := cluster.Prepare(ctx, bed, "kedge", cluster.Options{Machine: opts, Images: []string{archive}})
+	s, err := cluster.Prepare(ctx, bed, "kedge", cluster.Options{Machine: opts, Images: []string{archive}, Flags: kedgeFlags(o)})
 	return kedge{s}, err
+}
+
+// kedgeFlags are those of a server and of an agent that have to do with what is measured.
+func kedgeFlags(o options) []string {
+	if o.proxy == "" {
+		return nil
+	}
+	return []string{"--proxy-mode", o.proxy}
 }
 
 func (k kedge) machine() *testbed.Machine { return k.Machine }

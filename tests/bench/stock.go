@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	_ "embed" // the configuration files below
 	"encoding/json"
@@ -53,7 +54,7 @@ func newStock(ctx context.Context, o options, bed *testbed.Bed, archive string, 
 		return nil, fmt.Errorf("certificates of the stock side: %w", err)
 	}
 	units := append(controlUnits(m.Name(), m.IP()), nodeUnits(m.Name(), m.IP(), "https://127.0.0.1:"+apiPort)...)
-	return &stock{m: m, pki: pki}, setUpStock(ctx, m, pki.files, units)
+	return &stock{m: m, pki: pki}, setUpStock(ctx, m, o.proxy, pki.files, units)
 }
 
 // newNode makes another machine, with the node parts only. Its programs are in dir.
@@ -67,7 +68,7 @@ func (s *stock) newNode(ctx context.Context, o options, bed *testbed.Bed, dir st
 	if err != nil {
 		return nil, fmt.Errorf("certificates of a stock node: %w", err)
 	}
-	return &stock{m: m, pki: s.pki}, setUpStock(ctx, m, credentials, nodeUnits(m.Name(), m.IP(), api))
+	return &stock{m: m, pki: s.pki}, setUpStock(ctx, m, o.proxy, credentials, nodeUnits(m.Name(), m.IP(), api))
 }
 
 // stockMachine makes a machine with the programs of a directory.
@@ -81,7 +82,7 @@ func stockMachine(ctx context.Context, o options, bed *testbed.Bed, name, dir st
 		return nil, err
 	}
 	pause := filepath.Join(filepath.Dir(units), "pause.tar")
-	if err := writeImage(pause, pauseImage, o.pause); err != nil {
+	if err := writeImage(pause, pauseImage, o.pause, "/pause"); err != nil {
 		return nil, err
 	}
 	return bed.Machine(ctx, name, append(opts, testbed.Bind(dir, stockDir), testbed.Bind(units, unitsBin),
@@ -92,8 +93,8 @@ func stockMachine(ctx context.Context, o options, bed *testbed.Bed, name, dir st
 var stockTemplates string
 
 // setUpStock writes the configuration: the templates, the credentials (by name below /etc/kubernetes) and the units.
-func setUpStock(ctx context.Context, m *testbed.Machine, credentials map[string][]byte, units []unit) error {
-	files, err := stockConfig()
+func setUpStock(ctx context.Context, m *testbed.Machine, proxy string, credentials map[string][]byte, units []unit) error {
+	files, err := stockConfig(cmp.Or(proxy, "nftables"))
 	if err != nil {
 		return err
 	}
@@ -113,13 +114,13 @@ func setUpStock(ctx context.Context, m *testbed.Machine, credentials map[string]
 }
 
 // stockConfig are the components' configuration files, which are the same on every machine.
-func stockConfig() (map[string][]byte, error) {
+func stockConfig(proxy string) (map[string][]byte, error) {
 	files := map[string][]byte{}
 	t, err := template.New("").Option("missingkey=error").Parse(stockTemplates)
 	if err != nil {
 		return nil, err
 	}
-	data := map[string]string{"Bin": stockDir, "Etc": etcDir, "Pause": pauseImage}
+	data := map[string]string{"Bin": stockDir, "Etc": etcDir, "Pause": pauseImage, "Proxy": proxy}
 	for _, sub := range t.Templates() {
 		if !path.IsAbs(sub.Name()) {
 			continue

@@ -117,8 +117,10 @@ func (c *Cluster) Join(ctx context.Context, n *Node, via *Server, token string) 
 }
 
 func (c *Cluster) joined(ctx context.Context, n *Node, via *Server) error {
-	if err := via.NodesReady(ctx, n.Name()); err != nil {
-		return err
+	if n.hasKubelet() {
+		if err := via.NodesReady(ctx, n.Name()); err != nil {
+			return err
+		}
 	}
 	if !n.hasDatastore() {
 		return nil
@@ -134,7 +136,7 @@ func (c *Cluster) joined(ctx context.Context, n *Node, via *Server) error {
 }
 
 func (n *Node) hasDatastore() bool {
-	return n.Role == ServerRole && !slices.Contains(n.Flags, "--disable-etcd")
+	return n.Role == ServerRole && !slices.Contains(n.Flags, "--disable-etcd") && !slices.Contains(n.Flags, "--datastore-endpoint")
 }
 
 func (n *Node) hasKubelet() bool { return !slices.Contains(n.Flags, "--disable-agent") }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 
 	"github.com/kedge-io/kedge/tests/image"
@@ -35,6 +36,22 @@ func Binary() (string, error) {
 		return "", fmt.Errorf("%w: run make build first", err)
 	}
 	return bin, nil
+}
+
+// Build makes a program of Go, a package of this module or of one it depends on, that runs in machines and in containers.
+func Build(ctx context.Context, pkg string) ([]byte, error) {
+	dir, err := os.MkdirTemp("", "program-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	program := filepath.Join(dir, "program")
+	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags", "-s -w", "-o", program, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build %s: %w: %s", pkg, err, out)
+	}
+	return os.ReadFile(program)
 }
 
 // Images makes the archives of the images that tests use, busybox and the test server, in dir.

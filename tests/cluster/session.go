@@ -8,8 +8,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/kedge-io/kedge/tests/testbed"
 )
 
 // Session is a test at work in a namespace of its own. Its methods fail the test instead of returning errors, and give up
@@ -28,11 +26,7 @@ func (s *Server) Session(t *testing.T) *Session {
 }
 
 // Within gives a context for one step.
-func (s *Session) Within(d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(s.t.Context(), d)
-	s.t.Cleanup(cancel)
-	return ctx
-}
+func (s *Session) Within(d time.Duration) context.Context { return Within(s.t, d) }
 
 // Apply creates what the YAML says. %[1]q and the like in it are for args.
 func (s *Session) Apply(yaml string, args ...any) {
@@ -85,9 +79,7 @@ func (s *Session) Eventually(what string, cond func() error) {
 // EventuallyWithin is Eventually with another limit.
 func (s *Session) EventuallyWithin(d time.Duration, what string, cond func() error) {
 	s.t.Helper()
-	if err := testbed.Wait(s.Within(d), what, func(context.Context) error { return cond() }); err != nil {
-		s.t.Fatal(err)
-	}
+	EventuallyWithin(s.t, d, what, func(context.Context) error { return cond() })
 }
 
 // Becomes waits until a command prints exactly want.

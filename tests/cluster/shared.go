@@ -26,8 +26,8 @@ type Shared struct {
 	// Options are asked for with the bed and a directory for files. Images are added when none are given.
 	Options func(bed *testbed.Bed, dir string) (Options, error)
 
+	home
 	once   sync.Once
-	home   home
 	server *Server
 	err    error
 }
@@ -36,6 +36,16 @@ type Shared struct {
 type home struct {
 	bed *testbed.Bed
 	dir string // for files
+}
+
+// Main runs the tests and removes the machines afterwards; if a test failed it keeps the logs and says where.
+func (h *home) Main(m *testing.M) int {
+	code := m.Run()
+	if err := h.close(code != 0); err != nil {
+		fmt.Println(err)
+		code = max(code, 1)
+	}
+	return code
 }
 
 func (h *home) open(ctx context.Context, name string) error {
@@ -65,16 +75,6 @@ func (h *home) close(failed bool) error {
 	return errors.Join(errs...)
 }
 
-// Main runs the tests and removes the machines afterwards; if a test failed it keeps the logs and says where.
-func (s *Shared) Main(m *testing.M) int {
-	code := m.Run()
-	if err := s.home.close(code != 0); err != nil {
-		fmt.Println(err)
-		code = max(code, 1)
-	}
-	return code
-}
-
 // Server returns the running server. It skips the test without root, and fails it when the server did not start.
 func (s *Shared) Server(t *testing.T) *Server {
 	t.Helper()
@@ -91,24 +91,24 @@ func (s *Shared) Server(t *testing.T) *Server {
 func (s *Shared) start() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	err := s.home.open(ctx, s.Name)
+	err := s.open(ctx, s.Name)
 	if err != nil {
 		return err
 	}
 	var o Options
 	if s.Options != nil {
-		if o, err = s.Options(s.home.bed, s.home.dir); err != nil {
+		if o, err = s.Options(s.bed, s.dir); err != nil {
 			return err
 		}
 	}
 	if o.Images == nil {
-		if o.Images, err = Images(ctx, s.home.bed, s.home.dir); err != nil {
+		if o.Images, err = Images(ctx, s.bed, s.dir); err != nil {
 			return err
 		}
 	}
 	start, cancelStart := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancelStart()
-	s.server, err = Start(start, s.home.bed, "m1", o)
+	s.server, err = Start(start, s.bed, "m1", o)
 	return err
 }
 
@@ -122,19 +122,9 @@ type SharedCluster struct {
 	// Spec of the cluster. Images are added when none are given.
 	Spec Spec
 
-	home    home
+	home
 	cluster *Cluster
 	err     error // of the start
-}
-
-// Main runs the tests and removes the machines afterwards; if a test failed it keeps the logs and says where.
-func (s *SharedCluster) Main(m *testing.M) int {
-	code := m.Run()
-	if err := s.home.close(code != 0); err != nil {
-		fmt.Println(err)
-		code = max(code, 1)
-	}
-	return code
 }
 
 // Cluster returns the cluster, in which everything is ready. When the test ends, what it did to the machines is repaired; if
@@ -159,7 +149,7 @@ func (s *SharedCluster) Cluster(t *testing.T) *Cluster {
 		}
 		t.Errorf("repair the cluster: %v", err)
 		s.cluster = nil
-		if err := s.home.close(true); err != nil {
+		if err := s.close(true); err != nil {
 			t.Error(err)
 		}
 	})
@@ -170,17 +160,17 @@ func (s *SharedCluster) start(t *testing.T) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	err := s.home.open(ctx, s.Name)
+	err := s.open(ctx, s.Name)
 	if err != nil {
 		return err
 	}
 	spec := s.Spec
 	if spec.Options.Images == nil {
-		if spec.Options.Images, err = Images(ctx, s.home.bed, s.home.dir); err != nil {
+		if spec.Options.Images, err = Images(ctx, s.bed, s.dir); err != nil {
 			return err
 		}
 	}
-	if s.cluster, err = New(ctx, s.home.bed, spec); err != nil {
+	if s.cluster, err = New(ctx, s.bed, spec); err != nil {
 		return err
 	}
 	start, cancelStart := context.WithTimeout(ctx, 5*time.Minute)
@@ -188,6 +178,22 @@ func (s *SharedCluster) start(t *testing.T) error {
 	err = s.cluster.Start(start)
 	t.Logf("seconds from start to Ready: %v", s.cluster.Took)
 	return err
+}
+
+// ForTest makes the machines of a cluster for one test. Nothing runs in them yet. It skips the test without root.
+func ForTest(t *testing.T, spec Spec) *Cluster {
+	t.Helper()
+	bed := testbed.New(t)
+	ctx := Within(t, 3*time.Minute)
+	var err error
+	if spec.Options.Images, err = Images(ctx, bed, t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	c, err := New(ctx, bed, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // Namespace makes a namespace for a test, in which pods are accepted, and deletes it afterwards. When the test failed, its

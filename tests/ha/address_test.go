@@ -18,7 +18,7 @@ import (
 func move(t *testing.T, n *cluster.Node) {
 	t.Helper()
 	old := n.IP()
-	do(t, n.PowerCut, n.Readdress, n.Restart)
+	cluster.Do(t, n.PowerCut, n.Readdress, n.Restart)
 	t.Logf("%s moved from %s to %s", n.Name(), old, n.IP())
 }
 
@@ -28,10 +28,10 @@ func TestServerMoves(t *testing.T) {
 	moved, other := c.Servers[0], c.Servers[1]
 	l := startLoad(t, c)
 	move(t, moved.Node)
-	waitReady(t, c)
+	cluster.Do(t, c.WaitReady)
 	isAt(t, other, moved.Node)
 	for _, n := range c.Nodes() {
-		err := testbed.Wait(within(t, 20*time.Second), n.Name()+" to know where the servers are now", func(ctx context.Context) error { return knows(ctx, n, c.Servers...) })
+		err := testbed.Wait(cluster.Within(t, 20*time.Second), n.Name()+" to know where the servers are now", func(ctx context.Context) error { return knows(ctx, n, c.Servers...) })
 		if err != nil {
 			t.Error(err)
 		}
@@ -43,7 +43,7 @@ func TestServerMoves(t *testing.T) {
 // isAt checks what a server knows about the address of a node, in all places.
 func isAt(t *testing.T, s *cluster.Server, n *cluster.Node) {
 	t.Helper()
-	err := testbed.Wait(within(t, minute), fmt.Sprintf("%s to be known at %s", n.Name(), n.IP()), func(ctx context.Context) error {
+	err := testbed.Wait(cluster.Within(t, minute), fmt.Sprintf("%s to be known at %s", n.Name(), n.IP()), func(ctx context.Context) error {
 		nodes, err := s.Nodes(ctx)
 		if err != nil {
 			return err
@@ -76,7 +76,7 @@ func reachable(t *testing.T, c *cluster.Cluster, n *cluster.Node) {
 	s.Ready("web")
 	ip := s.Kubectl("get", "pod", "web", "-o", "jsonpath={.status.podIP}")
 	for _, from := range c.Nodes() {
-		err := testbed.Wait(within(t, minute), fmt.Sprintf("an answer from a pod on %s to %s", n.Name(), from.Name()), func(ctx context.Context) error {
+		err := testbed.Wait(cluster.Within(t, minute), fmt.Sprintf("an answer from a pod on %s to %s", n.Name(), from.Name()), func(ctx context.Context) error {
 			out, err := from.Exec(ctx, "curl", "-sS", "-m", "3", "http://"+ip+":8080/")
 			if err == nil && !strings.HasPrefix(out, "web ") {
 				err = fmt.Errorf("%q", out)
@@ -88,7 +88,7 @@ func reachable(t *testing.T, c *cluster.Cluster, n *cluster.Node) {
 		}
 	}
 	for _, from := range c.Servers {
-		if out, err := from.Kubectl(within(t, minute), "-n", s.NS, "logs", "web"); err != nil || !strings.Contains(out, "listening") {
+		if out, err := from.Kubectl(cluster.Within(t, minute), "-n", s.NS, "logs", "web"); err != nil || !strings.Contains(out, "listening") {
 			t.Errorf("logs of a pod on %s, from %s: %q, %v", n.Name(), from.Name(), out, err)
 		}
 	}
@@ -99,7 +99,7 @@ func TestAgentMoves(t *testing.T) {
 	c := shared.Cluster(t)
 	agent := c.Agents[0]
 	move(t, agent)
-	waitReady(t, c)
+	cluster.Do(t, c.WaitReady)
 	isAt(t, c.Servers[1], agent)
 	reachable(t, c, agent)
 }
@@ -107,27 +107,16 @@ func TestAgentMoves(t *testing.T) {
 // TestOnlyServerMoves: a cluster of one server and an agent. The server gets another address, and has everything it had; the
 // agent was off meanwhile and is told the new address.
 func TestOnlyServerMoves(t *testing.T) {
-	bed := testbed.New(t)
-	ctx := within(t, 5*minute)
-	images, err := cluster.Images(ctx, bed, t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := cluster.New(ctx, bed, cluster.Spec{Servers: 1, Agents: 1, Options: cluster.Options{Images: images}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Start(ctx); err != nil {
-		t.Fatal(err)
-	}
+	c := cluster.ForTest(t, cluster.Spec{Servers: 1, Agents: 1})
+	cluster.Do(t, c.Start)
 	server, agent := c.Servers[0], c.Agents[0]
 	s := server.Session(t)
 	s.Kubectl("create", "configmap", "kept", "--from-literal=n=1")
 	s.Kubectl("create", "deployment", "web", "--image=kedge.test/server:1", "--replicas=2")
 	s.Kubectl("rollout", "status", "deployment/web", "--timeout=55s")
-	do(t, agent.Stop)
+	cluster.Do(t, agent.Stop)
 	move(t, server.Node)
-	if err := server.WaitReady(within(t, 2*minute)); err != nil {
+	if err := server.WaitReady(cluster.Within(t, 2*minute)); err != nil {
 		t.Fatal(err)
 	}
 	isAt(t, server, server.Node)
@@ -135,14 +124,13 @@ func TestOnlyServerMoves(t *testing.T) {
 		t.Errorf("the ConfigMap has %q", got)
 	}
 
-	token, err := server.Token(within(t, minute), cluster.AgentRole)
+	token, err := server.Token(cluster.Within(t, minute), cluster.AgentRole)
 	if err != nil {
 		t.Fatal(err)
 	}
 	agent.JoinThrough(server.URL(), token)
-	do(t, agent.Run)
-	waitReady(t, c)
-	if err := testbed.Wait(within(t, minute), "the agent to know only the new address", func(ctx context.Context) error { return knows(ctx, agent, server) }); err != nil {
+	cluster.Do(t, agent.Run, c.WaitReady)
+	if err := testbed.Wait(cluster.Within(t, minute), "the agent to know only the new address", func(ctx context.Context) error { return knows(ctx, agent, server) }); err != nil {
 		t.Error(err)
 	}
 	s.Kubectl("rollout", "status", "deployment/web", "--timeout=55s")
@@ -150,10 +138,10 @@ func TestOnlyServerMoves(t *testing.T) {
 		reachable(t, c, n)
 	}
 	// Once more while both run, as when a lease of DHCP is not renewed.
-	if err := errors.Join(server.Stop(within(t, minute)), server.Readdress(within(t, minute)), server.Run(within(t, minute))); err != nil {
+	if err := errors.Join(server.Stop(cluster.Within(t, minute)), server.Readdress(cluster.Within(t, minute)), server.Run(cluster.Within(t, minute))); err != nil {
 		t.Fatal(err)
 	}
-	if err := server.WaitReady(within(t, 2*minute)); err != nil {
+	if err := server.WaitReady(cluster.Within(t, 2*minute)); err != nil {
 		t.Error(err)
 	}
 	isAt(t, server, server.Node)

@@ -8,10 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"os/exec"
 	"path"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -34,18 +31,7 @@ type load struct {
 }
 
 var writerProgram = sync.OnceValues(func() ([]byte, error) {
-	dir, err := os.MkdirTemp("", "writer-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	program := filepath.Join(dir, "writer")
-	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", program, "github.com/kedge-io/kedge/tests/history/writer")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build the writer: %w: %s", err, out)
-	}
-	return os.ReadFile(program)
+	return cluster.Build(context.Background(), "github.com/kedge-io/kedge/tests/history/writer")
 })
 
 // startLoad lets clients write through the load balancer of the agent, and waits until they do.
@@ -87,7 +73,7 @@ func spawnLoad(t *testing.T, n *cluster.Node, admin *cluster.Server, ns, name st
 	}
 	l := &load{t: t, node: n, ns: ns, file: path.Join("/var/log", name+"-"+ns+".jsonl")}
 	args := append([]string{bin, "-kubeconfig", credentials, "-namespace", ns, "-o", l.file}, flags...)
-	if l.process, err = n.Spawn(within(t, minute), strings.TrimSuffix(l.file, ".jsonl")+".log", args...); err != nil {
+	if l.process, err = n.Spawn(cluster.Within(t, minute), strings.TrimSuffix(l.file, ".jsonl")+".log", args...); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -112,7 +98,7 @@ func (l *load) history() (history.History, error) {
 // acknowledged waits until n writes that began after a time are acknowledged.
 func (l *load) acknowledged(after time.Time, n int) {
 	l.t.Helper()
-	err := testbed.Wait(within(l.t, minute), fmt.Sprintf("%d writes after %s", n, after.Format("15:04:05.000")), func(context.Context) error {
+	err := testbed.Wait(cluster.Within(l.t, minute), fmt.Sprintf("%d writes after %s", n, after.Format("15:04:05.000")), func(context.Context) error {
 		h, err := l.history()
 		if err != nil {
 			return err
@@ -157,7 +143,7 @@ func (l *load) finish(beside ...*load) history.History {
 	l.t.Helper()
 	var all history.History
 	for _, l := range append([]*load{l}, beside...) {
-		if err := errors.Join(l.process.Signal(within(l.t, minute), "TERM"), l.process.Wait(within(l.t, 90*time.Second))); err != nil {
+		if err := errors.Join(l.process.Signal(cluster.Within(l.t, minute), "TERM"), l.process.Wait(cluster.Within(l.t, 90*time.Second))); err != nil {
 			l.t.Fatal(err)
 		}
 		said, err := l.node.ReadFile(l.process.Log)

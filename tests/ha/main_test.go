@@ -5,7 +5,6 @@
 package ha
 
 import (
-	"context"
 	"os"
 	"testing"
 	"time"
@@ -27,43 +26,10 @@ const (
 	moveOn = 10 * time.Second
 )
 
-func within(t *testing.T, d time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), d)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-// do fails the test if f fails within a minute.
-func do(t *testing.T, f ...func(context.Context) error) {
-	t.Helper()
-	for _, f := range f {
-		if err := f(within(t, minute)); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// waitReady waits until the whole cluster is ready again.
-func waitReady(t *testing.T, c *cluster.Cluster) {
-	t.Helper()
-	if err := c.WaitReady(within(t, 2*minute)); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// waitServing waits until every node is back, though the controllers may not be.
-func waitServing(t *testing.T, c *cluster.Cluster) {
-	t.Helper()
-	if err := c.WaitServing(within(t, 2*minute)); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // leader is the server whose member leads the datastore.
 func leader(t *testing.T, c *cluster.Cluster) *cluster.Server {
 	t.Helper()
-	s, err := c.Leader(within(t, minute))
+	s, err := c.Leader(cluster.Within(t, minute))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +48,7 @@ func otherThan(c *cluster.Cluster, s *cluster.Server) *cluster.Server {
 // status asks a node that has to answer.
 func status(t *testing.T, n *cluster.Node) *cluster.Status {
 	t.Helper()
-	st, err := n.Status(within(t, minute))
+	st, err := n.Status(cluster.Within(t, minute))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +65,7 @@ func processes(t *testing.T, nodes ...*cluster.Node) (unchanged func()) {
 	return func() {
 		t.Helper()
 		for i, n := range nodes {
-			if running, err := n.Process().Running(within(t, minute)); !running || err != nil {
+			if running, err := n.Process().Running(cluster.Within(t, minute)); !running || err != nil {
 				t.Errorf("kedge of %s: running %t, %v", n.Name(), running, err)
 				continue
 			}

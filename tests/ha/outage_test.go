@@ -17,7 +17,7 @@ import (
 	"github.com/kedge-io/kedge/tests/testbed"
 )
 
-// TestAllOff: all servers are off and come back in some order. Two of them are a cluster; one is none, says so, and never makes
+// TestAllOff: all servers are off and come back, in every order. Two of them are a cluster; one is none, says so, and never makes
 // a cluster of its own.
 func TestAllOff(t *testing.T) {
 	c := shared.Cluster(t)
@@ -29,17 +29,22 @@ func TestAllOff(t *testing.T) {
 		off  func(*cluster.Server) func(context.Context) error
 		on   []*cluster.Server
 	}{
-		{"power cut, last first", powerCut, []*cluster.Server{s3, s2, s1}},
-		{"power cut, second first", powerCut, []*cluster.Server{s2, s1, s3}},
-		{"stopped, first first", stop, []*cluster.Server{s1, s3, s2}},
+		{"power cut, then s1 s2 s3", powerCut, []*cluster.Server{s1, s2, s3}},
+		{"stopped, then s1 s3 s2", stop, []*cluster.Server{s1, s3, s2}},
+		{"power cut, then s2 s1 s3", powerCut, []*cluster.Server{s2, s1, s3}},
+		{"power cut, then s2 s3 s1", powerCut, []*cluster.Server{s2, s3, s1}},
+		{"power cut, then s3 s1 s2", powerCut, []*cluster.Server{s3, s1, s2}},
+		{"power cut, then s3 s2 s1", powerCut, []*cluster.Server{s3, s2, s1}},
 	} {
 		t.Run(o.name, func(t *testing.T) {
 			l := startLoad(t, c)
+			begin := time.Now()
 			for _, s := range c.Servers {
-				do(t, o.off(s))
+				cluster.Do(t, o.off(s))
 			}
-			do(t, o.on[0].Restart)
-			err := testbed.Wait(within(t, minute), "the first server to say that it waits for another", func(ctx context.Context) error {
+			t.Logf("all off after %s", time.Since(begin).Round(100*time.Millisecond))
+			cluster.Do(t, o.on[0].Restart)
+			err := testbed.Wait(cluster.Within(t, minute), "the first server to say that it waits for another", func(ctx context.Context) error {
 				st, err := o.on[0].Status(ctx)
 				if err != nil {
 					return err
@@ -57,12 +62,12 @@ func TestAllOff(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
-			begin := time.Now()
-			do(t, o.on[1].Restart)
+			begin = time.Now()
+			cluster.Do(t, o.on[1].Restart)
 			l.acknowledged(begin, 50)
 			l.firstAfter("the start of the second server", begin)
-			do(t, o.on[2].Restart)
-			waitServing(t, c)
+			cluster.Do(t, o.on[2].Restart, c.WaitServing)
+			t.Logf("all there %s after the start of the second server", time.Since(begin).Round(100*time.Millisecond))
 			l.finish()
 		})
 	}
@@ -83,7 +88,7 @@ func TestStalledDatastore(t *testing.T) {
 	pid := status(t, victim.Node).PIDs()["etcd"]
 	signal := func(name string) {
 		t.Helper()
-		if _, err := victim.Exec(within(t, minute), "kill", "-"+name, fmt.Sprint(pid)); err != nil {
+		if _, err := victim.Exec(cluster.Within(t, minute), "kill", "-"+name, fmt.Sprint(pid)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -91,10 +96,10 @@ func TestStalledDatastore(t *testing.T) {
 	event := time.Now()
 	signal("STOP")
 	for end := event.Add(15 * time.Second); time.Now().Before(end); {
-		if out, err := other.Exec(within(t, minute), "curl", "-sS", "-m", "3", "http://"+ip+":8080/"); err != nil || !strings.HasPrefix(out, "web ") {
+		if out, err := other.Exec(cluster.Within(t, minute), "curl", "-sS", "-m", "3", "http://"+ip+":8080/"); err != nil || !strings.HasPrefix(out, "web ") {
 			t.Fatalf("the pod on that server, after %s: %q, %v", time.Since(event), out, err)
 		}
-		if err := other.NodesReady(within(t, 10*time.Second), victim.Name()); err != nil {
+		if err := other.NodesReady(cluster.Within(t, 10*time.Second), victim.Name()); err != nil {
 			t.Fatalf("after %s: %v", time.Since(event), err)
 		}
 		// Pods are reached through the other servers, whose requests go to the kubelet.
@@ -104,7 +109,7 @@ func TestStalledDatastore(t *testing.T) {
 	}
 	l.outage(what, event, moveOn)
 	signal("CONT")
-	waitReady(t, c)
+	cluster.Do(t, c.WaitReady)
 	unchanged()
 	l.finish(reader)
 }
@@ -165,7 +170,7 @@ func (tr *traffic) goesOn(when string, names ...string) {
 	for _, name := range names {
 		before[name], _ = tr.count(name)
 	}
-	err := testbed.Wait(within(tr.t, minute), fmt.Sprintf("20 more answers for %v %s", names, when), func(context.Context) error {
+	err := testbed.Wait(cluster.Within(tr.t, minute), fmt.Sprintf("20 more answers for %v %s", names, when), func(context.Context) error {
 		var errs []error
 		for name, n := range before {
 			if ok, failed := tr.count(name); ok < n+20 {
@@ -210,7 +215,7 @@ func TestOutage(t *testing.T) {
 
 	begin := time.Now()
 	for _, server := range c.Servers {
-		do(t, server.Stop)
+		cluster.Do(t, server.Stop)
 	}
 	tr.goesOn("without servers", "near", "far", "near-name")
 	tr.unharmed("without servers", "near", "far", "near-name")
@@ -220,9 +225,9 @@ func TestOutage(t *testing.T) {
 	t.Logf("outage of %s", time.Since(begin).Round(time.Second))
 
 	for _, server := range c.Servers {
-		do(t, server.Run)
+		cluster.Do(t, server.Run)
 	}
-	waitReady(t, c)
+	cluster.Do(t, c.WaitReady)
 	tr.goesOn("after the outage", "near", "far", "near-name")
 	tr.unharmed("around the outage", "near", "far")
 	if now := identity(); now != pods {
@@ -234,10 +239,10 @@ func TestOutage(t *testing.T) {
 func restartNodeProcess(t *testing.T, n *cluster.Node) {
 	t.Helper()
 	pid := status(t, n).PIDs()["node"]
-	if _, err := n.Exec(within(t, minute), "kill", "-9", fmt.Sprint(pid)); err != nil {
+	if _, err := n.Exec(cluster.Within(t, minute), "kill", "-9", fmt.Sprint(pid)); err != nil {
 		t.Fatal(err)
 	}
-	err := testbed.Wait(within(t, minute), "the node process to be there again", func(ctx context.Context) error {
+	err := testbed.Wait(cluster.Within(t, minute), "the node process to be there again", func(ctx context.Context) error {
 		st, err := n.Status(ctx)
 		if err != nil {
 			return err

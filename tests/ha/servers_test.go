@@ -19,7 +19,7 @@ import (
 func TestLoadBalancers(t *testing.T) {
 	c := shared.Cluster(t)
 	for _, n := range c.Nodes() {
-		err := testbed.Wait(within(t, 20*time.Second), "the load balancer of "+n.Name(), func(ctx context.Context) error { return knows(ctx, n, c.Servers...) })
+		err := testbed.Wait(cluster.Within(t, 20*time.Second), "the load balancer of "+n.Name(), func(ctx context.Context) error { return knows(ctx, n, c.Servers...) })
 		if err != nil {
 			t.Error(err)
 		}
@@ -84,12 +84,11 @@ func TestPowerLoss(t *testing.T) {
 			l := startLoad(t, c)
 			what := "power loss of " + describe(t, c, victim)
 			event := time.Now()
-			do(t, victim.PowerCut)
+			cluster.Do(t, victim.PowerCut)
 			l.acknowledged(time.Now(), 100)
 			l.outage(what, event, failOver)
 			event = time.Now()
-			do(t, victim.Restart)
-			waitServing(t, c)
+			cluster.Do(t, victim.Restart, c.WaitServing)
 			t.Logf("all there %s after the power is back", time.Since(event).Round(100*time.Millisecond))
 			l.outage("its return", event, failOver)
 			l.finish()
@@ -101,7 +100,7 @@ func TestPowerLoss(t *testing.T) {
 func describe(t *testing.T, c *cluster.Cluster, s *cluster.Server) string {
 	t.Helper()
 	text := s.Name()
-	if leads, err := s.LeadsDatastore(within(t, minute)); err != nil {
+	if leads, err := s.LeadsDatastore(cluster.Within(t, minute)); err != nil {
 		t.Error(err)
 	} else if leads {
 		text += ", leader of the datastore"
@@ -118,7 +117,7 @@ func describe(t *testing.T, c *cluster.Cluster, s *cluster.Server) string {
 // leaseHolder is the name of the server that runs the controllers.
 func leaseHolder(t *testing.T, s *cluster.Server) string {
 	t.Helper()
-	identity, err := s.Kubectl(within(t, minute), "-n", "kube-system", "get", "lease", "kedge", "-o", "jsonpath={.spec.holderIdentity}")
+	identity, err := s.Kubectl(cluster.Within(t, minute), "-n", "kube-system", "get", "lease", "kedge", "-o", "jsonpath={.spec.holderIdentity}")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,15 +140,14 @@ func TestIsolation(t *testing.T) {
 	unchanged := processes(t, c.Nodes()...)
 	what := "isolation of " + describe(t, c, victim)
 	event := time.Now()
-	do(t, victim.Isolate)
+	cluster.Do(t, victim.Isolate)
 	l.acknowledged(time.Now(), 100)
 	l.outage(what, event, moveOn)
 	s.Kubectl("create", "deployment", "web", "--image=kedge.test/server:1")
 	s.Kubectl("rollout", "status", "deployment/web", "--timeout=55s")
 	t.Logf("%s: controllers work again after %s", what, time.Since(event).Round(time.Second))
 	event = time.Now()
-	do(t, victim.Join)
-	waitReady(t, c)
+	cluster.Do(t, victim.Join, c.WaitReady)
 	l.outage("its return", event, failOver)
 	unchanged()
 	l.finish()
@@ -169,18 +167,17 @@ func TestPartition(t *testing.T) {
 	unchanged := processes(t, c.Nodes()...)
 	what := fmt.Sprintf("partition between %s and %s, which %s uses", describe(t, c, one), describe(t, c, other), user.Name())
 	event := time.Now()
-	do(t, func(ctx context.Context) error { return c.Bed.Partition(ctx, one.Machine, other.Machine) })
+	cluster.Do(t, func(ctx context.Context) error { return c.Bed.Partition(ctx, one.Machine, other.Machine) })
 	l.acknowledged(event.Add(10*time.Second), 100)
 	l.outage(what, event, moveOn)
 	// Both sides stay usable: through their own load balancer they reach a server that has a leader.
 	for _, s := range c.Servers {
-		if out, err := s.Exec(within(t, minute), cluster.Program, "kubectl", "--server", "https://127.0.0.1:6444", "--request-timeout=5s", "get", "--raw", "/readyz"); err != nil {
+		if out, err := s.Exec(cluster.Within(t, minute), cluster.Program, "kubectl", "--server", "https://127.0.0.1:6444", "--request-timeout=5s", "get", "--raw", "/readyz"); err != nil {
 			t.Errorf("from %s: %s, %v", s.Name(), out, err)
 		}
 	}
 	event = time.Now()
-	do(t, c.Bed.Heal)
-	waitReady(t, c)
+	cluster.Do(t, c.Bed.Heal, c.WaitReady)
 	l.outage("its end", event, failOver)
 	unchanged()
 	l.finish()
@@ -196,12 +193,11 @@ func TestFrozenLeader(t *testing.T) {
 	unchanged := processes(t, c.Nodes()...)
 	what := "freeze of " + describe(t, c, victim)
 	event := time.Now()
-	do(t, victim.Freeze)
+	cluster.Do(t, victim.Freeze)
 	l.acknowledged(event.Add(10*time.Second), 50)
 	l.outage(what, event, moveOn)
 	event = time.Now()
-	do(t, victim.Thaw)
-	waitReady(t, c)
+	cluster.Do(t, victim.Thaw, c.WaitReady)
 	l.outage("its return", event, failOver)
 	unchanged()
 	l.finish(reader)
@@ -214,10 +210,9 @@ func TestRollingRestart(t *testing.T) {
 	for _, s := range c.Servers {
 		what := "restart of " + describe(t, c, s)
 		event := time.Now()
-		do(t, s.Stop)
+		cluster.Do(t, s.Stop)
 		stopped := time.Since(event)
-		do(t, s.Run)
-		waitReady(t, c)
+		cluster.Do(t, s.Run, c.WaitReady)
 		t.Logf("%s: stopped in %s, all ready after %s", what, stopped.Round(100*time.Millisecond), time.Since(event).Round(100*time.Millisecond))
 		l.outage(what, event, failOver)
 	}

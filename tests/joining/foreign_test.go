@@ -3,25 +3,22 @@
 package joining
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"sync"
 	"testing"
 	"time"
+
+	certutil "k8s.io/client-go/util/cert"
 
 	"github.com/kedge-io/kedge/tests/testbed"
 )
@@ -46,7 +43,15 @@ type foreign struct {
 
 func startForeign(t *testing.T, bed *testbed.Bed, b behaviour) *foreign {
 	t.Helper()
-	ca, cert, err := certificates(net.ParseIP(bed.Gateway()))
+	chain, key, err := certutil.GenerateSelfSignedCertKey(bed.Gateway(), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := tls.X509KeyPair(chain, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := x509.ParseCertificate(cert.Certificate[1])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,12 +60,11 @@ func startForeign(t *testing.T, bed *testbed.Bed, b behaviour) *foreign {
 		t.Fatal(err)
 	}
 	sum := sha256.Sum256(ca.RawSubjectPublicKeyInfo)
-	caPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})
 	f := &foreign{behaviour: b, url: "https://" + l.Addr().String(), caHash: hex.EncodeToString(sum[:])}
 	f.info = map[string]any{
 		"apiVersion": "v1", "kind": "ConfigMap", "metadata": map[string]string{"name": "cluster-info", "namespace": "kube-public"},
 		"data": map[string]string{"kubeconfig": fmt.Sprintf(`{apiVersion: v1, kind: Config, clusters: [{name: "", cluster: {certificate-authority-data: %s, server: %q}}]}`,
-			base64.StdEncoding.EncodeToString(caPEM), f.url)},
+			base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})), f.url)},
 	}
 	srv := &http.Server{Handler: f, ReadHeaderTimeout: 10 * time.Second, TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}}
 	served := make(chan error, 1)
@@ -94,36 +98,4 @@ func (f *foreign) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNotFound)
 	}
 	_ = json.NewEncoder(w).Encode(answer) // the machine may be gone
-}
-
-// certificates makes a CA and a certificate for a server at ip.
-func certificates(ip net.IP) (*x509.Certificate, tls.Certificate, error) {
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, tls.Certificate{}, err
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "foreign"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, caKey.Public(), caKey)
-	if err != nil {
-		return nil, tls.Certificate{}, err
-	}
-	ca, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, tls.Certificate{}, err
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, tls.Certificate{}, err
-	}
-	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "server"}, NotBefore: template.NotBefore, NotAfter: template.NotAfter,
-		IPAddresses: []net.IP{ip}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	if der, err = x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey); err != nil {
-		return nil, tls.Certificate{}, err
-	}
-	return ca, tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
 }

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/kedge-io/kedge/tests/cluster"
-	"github.com/kedge-io/kedge/tests/testbed"
 )
 
 var shared = cluster.SharedCluster{Name: "joining", Spec: cluster.Spec{Servers: 3, Agents: 1}} //policy:allow variable one cluster for the package
@@ -25,40 +24,9 @@ func TestMain(m *testing.M) { os.Exit(shared.Main(m)) }
 
 const minute = time.Minute
 
-func within(t *testing.T, d time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), d)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-// do fails the test if f fails within a minute.
-func do(t *testing.T, f ...func(context.Context) error) {
-	t.Helper()
-	for _, f := range f {
-		if err := f(within(t, minute)); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-func waitReady(t *testing.T, c *cluster.Cluster) {
-	t.Helper()
-	if err := c.WaitReady(within(t, 2*minute)); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func eventually(t *testing.T, what string, cond func(context.Context) error) {
-	t.Helper()
-	if err := testbed.Wait(within(t, 90*time.Second), what, cond); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func token(t *testing.T, s *cluster.Server, role cluster.Role, args ...string) string {
 	t.Helper()
-	text, err := s.Token(within(t, minute), role, args...)
+	text, err := s.Token(cluster.Within(t, minute), role, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +37,7 @@ func token(t *testing.T, s *cluster.Server, role cluster.Role, args ...string) s
 func join(t *testing.T, c *cluster.Cluster, n *cluster.Node) {
 	t.Helper()
 	s := c.Servers[0]
-	if err := c.Join(within(t, minute), n, s, token(t, s, n.Role)); err != nil {
+	if err := c.Join(cluster.Within(t, minute), n, s, token(t, s, n.Role)); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("%s joined within %s", n.Name(), c.Took[n.Name()].Round(100*time.Millisecond))
@@ -78,7 +46,7 @@ func join(t *testing.T, c *cluster.Cluster, n *cluster.Node) {
 // gone waits until a server has neither the node nor its member.
 func gone(t *testing.T, s *cluster.Server, name string) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("%s to be out of the cluster, says %s", name, s.Name()), func(ctx context.Context) error {
+	cluster.Eventually(t, fmt.Sprintf("%s to be out of the cluster, says %s", name, s.Name()), func(ctx context.Context) error {
 		nodes, err := s.Nodes(ctx)
 		if err != nil {
 			return err
@@ -101,15 +69,15 @@ func gone(t *testing.T, s *cluster.Server, name string) {
 // belongings is all that a server knows about who belongs to the cluster.
 func belongings(t *testing.T, s *cluster.Server) string {
 	t.Helper()
-	nodes, err := s.Nodes(within(t, minute))
+	nodes, err := s.Nodes(cluster.Within(t, minute))
 	if err != nil {
 		t.Fatal(err)
 	}
-	members, err := s.Members(within(t, minute))
+	members, err := s.Members(cluster.Within(t, minute))
 	if err != nil {
 		t.Fatal(err)
 	}
-	registered, err := s.Kubectl(within(t, minute), "-n", "kube-system", "get", "configmap", "kedge-servers", "-o", "jsonpath={.data}")
+	registered, err := s.Kubectl(cluster.Within(t, minute), "-n", "kube-system", "get", "configmap", "kedge-servers", "-o", "jsonpath={.data}")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +91,7 @@ func belongings(t *testing.T, s *cluster.Server) string {
 // traces are the files by which a machine would take itself for a member of a cluster.
 func traces(t *testing.T, n *cluster.Node) string {
 	t.Helper()
-	out, err := n.Shell(within(t, minute), "find /var/lib/kedge /etc/kedge /var/lib/kubelet -type f -not -path '*/images/*' -not -path '*/bin/*' 2>/dev/null | sort")
+	out, err := n.Shell(cluster.Within(t, minute), "find /var/lib/kedge /etc/kedge /var/lib/kubelet -type f -not -path '*/images/*' -not -path '*/bin/*' 2>/dev/null | sort")
 	if err != nil && out != "" {
 		t.Fatal(err)
 	}

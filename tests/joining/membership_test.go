@@ -23,32 +23,36 @@ func TestOneByOne(t *testing.T) {
 			t.Errorf("%s needed %s", name, took)
 		}
 	}
-	nodes, err := c.Servers[2].Nodes(within(t, minute))
+	nodes, err := c.Servers[2].Nodes(cluster.Within(t, minute))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range c.Nodes() {
-		var roles []string
-		for label := range nodes[n.Name()].Labels {
-			if role, ok := strings.CutPrefix(label, "node-role.kubernetes.io/"); ok {
-				roles = append(roles, role)
-			}
-		}
-		slices.Sort(roles)
 		want := "[worker]"
 		if n.Role == cluster.ServerRole {
 			want = "[control-plane etcd]"
 		}
-		if got := fmt.Sprint(roles); got != want {
+		if got := roles(nodes[n.Name()]); got != want {
 			t.Errorf("%s has the roles %s, want %s", n.Name(), got, want)
 		}
 	}
 }
 
+func roles(n cluster.NodeState) string {
+	var names []string
+	for label := range n.Labels {
+		if name, ok := strings.CutPrefix(label, "node-role.kubernetes.io/"); ok {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return fmt.Sprint(names)
+}
+
 // remove runs kedge node remove on a server.
 func remove(t *testing.T, s *cluster.Server, args ...string) string {
 	t.Helper()
-	out, err := s.Exec(within(t, 2*minute), append([]string{cluster.Program, "node", "remove"}, args...)...)
+	out, err := s.Exec(cluster.Within(t, 2*minute), append([]string{cluster.Program, "node", "remove"}, args...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,26 +70,26 @@ func TestRemove(t *testing.T) {
 
 	t.Log(remove(t, s, victim.Name(), "--drain"))
 	gone(t, s, victim.Name())
-	if err := s.Voters(within(t, minute), s.Name(), c.Servers[1].Name()); err != nil {
+	if err := s.Voters(cluster.Within(t, minute), s.Name(), c.Servers[1].Name()); err != nil {
 		t.Error(err)
 	}
-	if err := victim.WaitLog(within(t, minute), "removed"); err != nil {
+	if err := victim.WaitLog(cluster.Within(t, minute), "removed"); err != nil {
 		t.Error(err)
 	}
 	session.Kubectl("rollout", "status", "deployment/web", "--timeout=55s") // on the others
-	if running, err := victim.Process().Running(within(t, minute)); err != nil {
+	if running, err := victim.Process().Running(cluster.Within(t, minute)); err != nil {
 		t.Fatal(err)
 	} else if running {
-		do(t, victim.Stop)
+		cluster.Do(t, victim.Stop)
 	}
 
 	token := victim.JoinFlags[slices.Index(victim.JoinFlags, "--token")+1]
-	if _, err := s.Exec(within(t, minute), cluster.Program, "token", "delete", token); err != nil {
+	if _, err := s.Exec(cluster.Within(t, minute), cluster.Program, "token", "delete", token); err != nil {
 		t.Fatal(err)
 	}
 	before, said := belongings(t, s), logOf(t, victim.Node)
-	do(t, victim.Run)
-	eventually(t, "the removed server to say what it needs", func(context.Context) error {
+	cluster.Do(t, victim.Run)
+	cluster.Eventually(t, "the removed server to say what it needs", func(context.Context) error {
 		if text := strings.TrimPrefix(logOf(t, victim.Node), said); !strings.Contains(text, "kedge token create") {
 			return fmt.Errorf("it says: %s", text)
 		}
@@ -94,13 +98,13 @@ func TestRemove(t *testing.T) {
 	if got := belongings(t, s); got != before {
 		t.Errorf("the cluster has now:\n%s\nbefore:\n%s", got, before)
 	}
-	if running, err := victim.Process().Running(within(t, minute)); err != nil {
+	if running, err := victim.Process().Running(cluster.Within(t, minute)); err != nil {
 		t.Fatal(err)
 	} else if running {
-		do(t, victim.Stop)
+		cluster.Do(t, victim.Stop)
 	}
 	join(t, c, victim.Node)
-	waitReady(t, c)
+	cluster.Do(t, c.WaitReady)
 	movedAside(t, victim)
 }
 
@@ -116,7 +120,7 @@ func logOf(t *testing.T, n *cluster.Node) string {
 // movedAside checks that the old data of a datastore was kept.
 func movedAside(t *testing.T, s *cluster.Server) {
 	t.Helper()
-	out, err := s.Shell(within(t, minute), "cd /var/lib/kedge && find . -path '*member/wal' -not -path './etcd/member/*'")
+	out, err := s.Shell(cluster.Within(t, minute), "cd /var/lib/kedge && find . -path '*member/wal' -not -path './etcd/member/*'")
 	if err != nil || out == "" {
 		t.Errorf("the old data of %s was not kept: %v", s.Name(), err)
 	}
@@ -126,25 +130,25 @@ func movedAside(t *testing.T, s *cluster.Server) {
 func TestReimage(t *testing.T) {
 	c := shared.Cluster(t)
 	server, agent := c.Servers[2], c.Agents[0]
-	before, err := c.Servers[0].Members(within(t, minute))
+	before, err := c.Servers[0].Members(cluster.Within(t, minute))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range []*cluster.Node{server.Node, agent} {
-		if err := n.Reimage(within(t, minute)); err != nil {
+		if err := n.Reimage(cluster.Within(t, minute)); err != nil {
 			t.Fatal(err)
 		}
 		n.JoinThrough(c.Servers[0].URL(), token(t, c.Servers[0], n.Role))
-		do(t, n.Run)
+		cluster.Do(t, n.Run)
 	}
-	eventually(t, "the new server to vote in the place of the old one", func(ctx context.Context) error {
+	cluster.Eventually(t, "the new server to vote in the place of the old one", func(ctx context.Context) error {
 		members, err := c.Servers[0].Members(ctx)
 		if err == nil && (members[server.Name()].ID == before[server.Name()].ID || members[server.Name()].Learner || len(members) != 3) {
 			err = fmt.Errorf("members: %+v", members)
 		}
 		return err
 	})
-	waitReady(t, c)
+	cluster.Do(t, c.WaitReady)
 	pods(t, c, server.Node, agent)
 }
 
@@ -152,13 +156,12 @@ func TestReimage(t *testing.T) {
 func TestDeletedNode(t *testing.T) {
 	c := shared.Cluster(t)
 	s, victim := c.Servers[0], c.Servers[2]
-	do(t, victim.PowerCut)
-	if _, err := s.Kubectl(within(t, minute), "delete", "node", victim.Name()); err != nil {
+	cluster.Do(t, victim.PowerCut)
+	if _, err := s.Kubectl(cluster.Within(t, minute), "delete", "node", victim.Name()); err != nil {
 		t.Fatal(err)
 	}
 	gone(t, s, victim.Name())
-	do(t, victim.Restart)
-	waitReady(t, c)
+	cluster.Do(t, victim.Restart, c.WaitReady)
 }
 
 // TestLeave: a server and an agent leave by themselves, clean up, and join again as new machines.
@@ -167,26 +170,64 @@ func TestLeave(t *testing.T) {
 	s := c.Servers[0]
 	for _, n := range []*cluster.Node{c.Servers[2].Node, c.Agents[0]} {
 		t.Run(string(n.Role), func(t *testing.T) {
-			out, err := n.Exec(within(t, 2*minute), cluster.Program, "leave")
+			out, err := n.Exec(cluster.Within(t, 2*minute), cluster.Program, "leave")
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Log(out)
 			gone(t, s, n.Name())
-			if err := n.Process().Wait(within(t, minute)); err != nil {
+			if err := n.Process().Wait(cluster.Within(t, minute)); err != nil {
 				t.Error(err)
 			}
 			if left := traces(t, n); strings.Contains(left, "/pki/") || strings.Contains(left, "/etcd/") || strings.Contains(left, "kubeconfig") {
 				t.Errorf("it has left behind:\n%s", left)
 			}
-			if out, err := n.Exec(within(t, minute), "pgrep", "-af", "kedge|containerd-shim"); err == nil {
+			if out, err := n.Exec(cluster.Within(t, minute), "pgrep", "-af", "kedge|containerd-shim"); err == nil {
 				t.Errorf("processes after leaving: %s", out)
 			}
 			join(t, c, n)
 		})
 	}
-	waitReady(t, c)
+	cluster.Do(t, c.WaitReady)
 	pods(t, c, c.Servers[2].Node, c.Agents[0])
+}
+
+// TestStuckLearner: a machine joins as a server whose datastore port nobody reaches, and then hangs. Half a minute later the next
+// server can join. When the machine is well again, it joins by itself.
+func TestStuckLearner(t *testing.T) {
+	c := shared.Cluster(t)
+	s, next, stuck := c.Servers[0], c.Servers[2], visitor(t, c)
+	t.Log(remove(t, s, next.Name()))
+	gone(t, s, next.Name())
+	cluster.Do(t, next.Process().Wait, stuck.Shield)
+
+	stuck.Role = cluster.ServerRole
+	stuck.JoinThrough(s.URL(), token(t, s, stuck.Role))
+	cluster.Do(t, stuck.Run)
+	begin := time.Now()
+	if err := stuck.WaitLog(cluster.Within(t, minute), "is its port open for the other servers?"); err != nil {
+		t.Error(err)
+	}
+	cluster.Do(t, stuck.Freeze)
+	next.JoinThrough(s.URL(), token(t, s, next.Role))
+	cluster.Do(t, next.Run)
+	if err := next.WaitLog(cluster.Within(t, minute), "servers join one after the other"); err != nil {
+		t.Error(err)
+	}
+	cluster.Eventually(t, "the next server to vote in the place of the stuck one", func(ctx context.Context) error {
+		return s.Voters(ctx, s.Name(), c.Servers[1].Name(), next.Name())
+	})
+	took := time.Since(begin)
+	t.Logf("the next server votes %s after the one that got stuck was started", took.Round(time.Second))
+	if took < 30*time.Second {
+		t.Error("the stuck one was given less than 30 s")
+	}
+
+	begin = time.Now()
+	cluster.Do(t, c.Bed.Heal, stuck.Thaw, c.WaitReady)
+	t.Logf("the stuck one votes %s after it is well again", time.Since(begin).Round(time.Second))
+	dismiss(t, s, stuck)
+	stuck.Role = cluster.AgentRole
 }
 
 // pods starts one on each of some nodes, and asks it.

@@ -18,54 +18,59 @@ import (
 )
 
 // TestReach: logs, exec, port-forward and requests to pods work from every server to every node, one of which nobody can open
-// connections to; and from a server that uses nothing but tunnels.
+// connections to, nor to its pods; the API's webhooks and extensions may run there. All of it works from a server that uses nothing
+// but tunnels, too.
 func TestReach(t *testing.T) {
 	c := shared.Cluster(t)
 	shielded := visitor(t, c)
-	do(t, shielded.Shield)
+	cluster.Do(t, shielded.Shield)
 	join(t, c, shielded)
 	s := c.Servers[0].Session(t)
-	for _, n := range c.Nodes() {
-		s.Apply(cluster.ServerPod, "on-"+n.Name(), "", `
-  - {name: shell, image: "kedge.test/busybox:1", command: [sleep, "100000"]}
-  terminationGracePeriodSeconds: 0
-  nodeName: `+n.Name())
-	}
-	for _, n := range c.Nodes() {
-		s.Ready("on-" + n.Name())
-	}
-	t.Run("auto", func(t *testing.T) { reach(t, c, s.NS, c.Servers...) })
+	podsOn(s, c.Nodes())
+	cutOff(t, c, shielded)
+	extend(t, s, shielded)
+	t.Run("auto", func(t *testing.T) {
+		reach(t, s.NS, c.Nodes(), c.Servers...)
+		extended(t, s.NS, c.Servers...)
+	})
 
 	t.Run("tunnel", func(t *testing.T) {
 		tunnels := c.Servers[1]
 		flags := tunnels.Flags
 		tunnels.Flags = append(flags[:len(flags):len(flags)], "--egress-selector-mode", "tunnel")
-		do(t, tunnels.Stop, tunnels.Run)
-		waitReady(t, c)
-		reach(t, c, s.NS, tunnels)
+		cluster.Do(t, tunnels.Stop, tunnels.Run, c.WaitReady)
+		reach(t, s.NS, c.Nodes(), tunnels)
+		extended(t, s.NS, tunnels)
 		tunnels.Flags = flags
-		do(t, tunnels.Stop, tunnels.Run)
+		cluster.Do(t, tunnels.Stop, tunnels.Run)
 	})
 
-	// The machine leaves again: without its shield it would be one that others can open connections to.
-	if _, err := shielded.Exec(within(t, 2*minute), cluster.Program, "leave"); err != nil {
-		t.Fatal(err)
-	}
-	gone(t, c.Servers[0], shielded.Name())
-	if err := shielded.Reimage(within(t, minute)); err != nil {
-		t.Fatal(err)
-	}
+	dismiss(t, c.Servers[0], shielded) // without its shield it would be one that others can open connections to
 }
 
 // patience is what a command may take that goes the direct way, or finds that it cannot.
 const patience = 10 * time.Second
 
-func reach(t *testing.T, c *cluster.Cluster, ns string, servers ...*cluster.Server) {
+// podsOn starts a pod on each of some nodes, for reach.
+func podsOn(s *cluster.Session, nodes []*cluster.Node) {
+	for _, n := range nodes {
+		s.Apply(cluster.ServerPod, "on-"+n.Name(), "", `
+  - {name: shell, image: "kedge.test/busybox:1", command: [sleep, "100000"]}
+  terminationGracePeriodSeconds: 0
+  nodeName: `+n.Name())
+	}
+	for _, n := range nodes {
+		s.Ready("on-" + n.Name())
+	}
+}
+
+// reach uses the pods of some nodes from some servers in every way.
+func reach(t *testing.T, ns string, nodes []*cluster.Node, servers ...*cluster.Server) {
 	t.Helper()
 	var all sync.WaitGroup
 	for _, from := range servers {
 		all.Go(func() {
-			for _, to := range c.Nodes() {
+			for _, to := range nodes {
 				pod := "on-" + to.Name()
 				for what, try := range map[string]func(context.Context) error{
 					"logs": func(ctx context.Context) error {
@@ -82,18 +87,22 @@ func reach(t *testing.T, c *cluster.Cluster, ns string, servers ...*cluster.Serv
 					},
 					"port-forward": func(ctx context.Context) error { return forward(ctx, from, ns, pod) },
 				} {
-					begin := time.Now()
-					ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
-					err := try(ctx)
-					cancel()
-					if took := time.Since(begin); err != nil || took > patience {
-						t.Errorf("%s from %s to %s, after %s: %v", what, from.Name(), to.Name(), took.Round(100*time.Millisecond), err)
-					}
+					patiently(t, fmt.Sprintf("%s from %s to %s", what, from.Name(), to.Name()), try)
 				}
 			}
 		})
 	}
 	all.Wait()
+}
+
+func patiently(t *testing.T, what string, try func(context.Context) error) {
+	t.Helper()
+	begin := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
+	defer cancel()
+	if err := try(ctx); err != nil || time.Since(begin) > patience {
+		t.Errorf("%s, after %s: %v", what, time.Since(begin).Round(100*time.Millisecond), err)
+	}
 }
 
 func says(ctx context.Context, s *cluster.Server, want string, args ...string) error {
@@ -142,7 +151,7 @@ func forward(ctx context.Context, s *cluster.Server, ns, pod string) error {
 func TestLocalServer(t *testing.T) {
 	c := shared.Cluster(t)
 	for _, s := range c.Servers {
-		err := testbed.Wait(within(t, 3*minute), s.Name()+" to use itself", func(ctx context.Context) error {
+		err := testbed.Wait(cluster.Within(t, 3*minute), s.Name()+" to use itself", func(ctx context.Context) error {
 			st, err := s.Status(ctx)
 			if err == nil && !slices.ContainsFunc(st.APIServers, func(a cluster.APIServer) bool { return a.Local && a.Active }) {
 				err = fmt.Errorf("it has %+v", st.APIServers)

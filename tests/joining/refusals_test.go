@@ -29,28 +29,38 @@ func visitor(t *testing.T, c *cluster.Cluster) *cluster.Node {
 	if len(c.Agents) > 1 {
 		return c.Agents[1]
 	}
-	n, err := c.AddAgent(within(t, minute))
+	n, err := c.AddAgent(cluster.Within(t, minute))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return n
 }
 
+// dismiss has a visitor that has joined leave again, and makes it the machine that it was.
+func dismiss(t *testing.T, s *cluster.Server, n *cluster.Node) {
+	t.Helper()
+	if _, err := n.Exec(cluster.Within(t, 2*minute), cluster.Program, "leave"); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, s, n.Name())
+	cluster.Do(t, n.Reimage)
+}
+
 // attempt runs Kedge in the foreground, which has to fail, and returns what stands on the console. If it joins instead, that is
 // undone for the tests to come.
 func attempt(t *testing.T, c *cluster.Cluster, n *cluster.Node, role cluster.Role, args ...string) string {
 	t.Helper()
-	_, err := n.Exec(within(t, 20*time.Second), append([]string{cluster.Program, string(role), "--join-timeout", "5s"}, args...)...)
+	_, err := n.Exec(cluster.Within(t, 20*time.Second), append([]string{cluster.Program, string(role), "--join-timeout", "5s"}, args...)...)
 	var exit *testbed.ExitError
 	if errors.As(err, &exit) && exit.Code >= 1 {
 		return exit.Stderr + exit.Stdout
 	}
 	text := err.Error()
 	t.Errorf("kedge %s %v does not end: %s", role, args, text[:min(len(text), 2000)])
-	if err := n.Reimage(within(t, minute)); err != nil {
+	if err := n.Reimage(cluster.Within(t, minute)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Servers[0].Kubectl(within(t, minute), "delete", "node", n.Name(), "--ignore-not-found"); err != nil {
+	if _, err := c.Servers[0].Kubectl(cluster.Within(t, minute), "delete", "node", n.Name(), "--ignore-not-found"); err != nil {
 		t.Fatal(err)
 	}
 	t.FailNow()
@@ -60,7 +70,7 @@ func attempt(t *testing.T, c *cluster.Cluster, n *cluster.Node, role cluster.Rol
 // waitExpired waits until nobody may join with a token any more.
 func waitExpired(t *testing.T, s *cluster.Server, token string) {
 	t.Helper()
-	eventually(t, "a token to expire", func(ctx context.Context) error {
+	cluster.Eventually(t, "a token to expire", func(ctx context.Context) error {
 		out, err := s.Exec(ctx, cluster.Program, "token", "list", "-o", "json")
 		if err != nil {
 			return err
@@ -92,7 +102,7 @@ func TestRefusals(t *testing.T) {
 		t.Fatalf("a token is ID.SECRET.CAHASH, not %q", agent)
 	}
 	revoked := token(t, s, cluster.AgentRole)
-	if _, err := s.Exec(within(t, minute), cluster.Program, "token", "delete", revoked); err != nil {
+	if _, err := s.Exec(cluster.Within(t, minute), cluster.Program, "token", "delete", revoked); err != nil {
 		t.Fatal(err)
 	}
 	expired := token(t, s, cluster.AgentRole, "--ttl", "1s")
@@ -148,7 +158,7 @@ func TestRights(t *testing.T) {
 	s, n := c.Servers[0], visitor(t, c)
 	ask := func(bearer, method, path string) string {
 		t.Helper()
-		out, err := n.Exec(within(t, minute), "curl", "-ksS", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", "-X", method, "-H", "Authorization: Bearer "+bearer, s.URL()+path)
+		out, err := n.Exec(cluster.Within(t, minute), "curl", "-ksS", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", "-X", method, "-H", "Authorization: Bearer "+bearer, s.URL()+path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -183,7 +193,7 @@ func TestRights(t *testing.T) {
 	}
 	serverCertificate(t, s, n)
 	// Keys of the cluster are on servers only.
-	out, err := c.Agents[0].Shell(within(t, minute), "grep -rlE 'PRIVATE KEY' /var/lib/kedge /etc/kedge /var/lib/kubelet | grep -v /images/ | sort")
+	out, err := c.Agents[0].Shell(cluster.Within(t, minute), "grep -rlE 'PRIVATE KEY' /var/lib/kedge /etc/kedge /var/lib/kubelet | grep -v /images/ | sort")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,19 +230,19 @@ func serverCertificate(t *testing.T, s *cluster.Server, n *cluster.Node) {
 	}
 	text := token(t, s, cluster.AgentRole)
 	bearer := strings.Join(strings.SplitN(text, ".", 3)[:2], ".")
-	out, err := n.ExecInput(within(t, minute), bytes.NewReader(body), "curl", "-ksS", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Content-Type: application/json",
+	out, err := n.ExecInput(cluster.Within(t, minute), bytes.NewReader(body), "curl", "-ksS", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Content-Type: application/json",
 		"-H", "Authorization: Bearer "+bearer, "--data-binary", "@-", s.URL()+"/apis/certificates.k8s.io/v1/certificatesigningrequests")
 	if err != nil || out != "201" {
 		t.Fatalf("the request is not taken: %s, %v", out, err)
 	}
-	eventually(t, "the request to be denied", func(ctx context.Context) error {
+	cluster.Eventually(t, "the request to be denied", func(ctx context.Context) error {
 		got, err := s.Kubectl(ctx, "get", "csr", "evil", "-o", "jsonpath={.status.conditions[*].type}/{.status.certificate}")
 		if err == nil && got != "Denied/" {
 			err = fmt.Errorf("it is %q", got)
 		}
 		return err
 	})
-	if _, err := s.Kubectl(within(t, minute), "delete", "csr", "evil"); err != nil {
+	if _, err := s.Kubectl(cluster.Within(t, minute), "delete", "csr", "evil"); err != nil {
 		t.Error(err)
 	}
 }
@@ -286,7 +296,7 @@ func TestTokenCommands(t *testing.T) {
 	s := c.Servers[1]
 	run := func(args ...string) string {
 		t.Helper()
-		out, err := s.Exec(within(t, minute), append([]string{cluster.Program, "token"}, args...)...)
+		out, err := s.Exec(cluster.Within(t, minute), append([]string{cluster.Program, "token"}, args...)...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -319,20 +329,20 @@ func TestNeverAlone(t *testing.T) {
 	c := shared.Cluster(t)
 	n := visitor(t, c)
 	clean := traces(t, n)
-	if err := n.Isolate(within(t, minute)); err != nil {
+	if err := n.Isolate(cluster.Within(t, minute)); err != nil {
 		t.Fatal(err)
 	}
-	p, err := n.Spawn(within(t, minute), "/var/log/alone.log", cluster.Program, "server", "--server", c.Servers[0].URL(), "--token", token(t, c.Servers[0], cluster.ServerRole))
+	p, err := n.Spawn(cluster.Within(t, minute), "/var/log/alone.log", cluster.Program, "server", "--server", c.Servers[0].URL(), "--token", token(t, c.Servers[0], cluster.ServerRole))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := errors.Join(p.Signal(within(t, minute), "TERM"), p.Wait(within(t, minute)), n.Machine.Join(within(t, minute))); err != nil {
+		if err := errors.Join(p.Signal(cluster.Within(t, minute), "TERM"), p.Wait(cluster.Within(t, minute)), n.Machine.Join(cluster.Within(t, minute))); err != nil {
 			t.Error(err)
 		}
 	}()
 	begin := time.Now()
-	eventually(t, "it to wait for a while, and to say for whom", func(ctx context.Context) error {
+	cluster.Eventually(t, "it to wait for a while, and to say for whom", func(ctx context.Context) error {
 		log, err := n.ReadFile(p.Log)
 		if err != nil {
 			return err
@@ -342,10 +352,10 @@ func TestNeverAlone(t *testing.T) {
 		}
 		return nil
 	})
-	if running, err := p.Running(within(t, minute)); !running || err != nil {
+	if running, err := p.Running(cluster.Within(t, minute)); !running || err != nil {
 		t.Errorf("without a limit it waits for ever, but: running %t, %v", running, err)
 	}
-	if st, err := n.Status(within(t, minute)); err != nil {
+	if st, err := n.Status(cluster.Within(t, minute)); err != nil {
 		t.Errorf("kedge status meanwhile: %v", err)
 	} else if st.Ready {
 		t.Errorf("kedge status says that it is ready: %+v", st)

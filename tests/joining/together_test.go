@@ -18,16 +18,7 @@ const operatorsToken = "a-text-that-the-operator-chose"
 
 // TestTogether starts all machines at the same time, as scripts do, in the wrong order; then it takes the cluster apart.
 func TestTogether(t *testing.T) {
-	bed := testbed.New(t)
-	ctx := within(t, 3*minute)
-	images, err := cluster.Images(ctx, bed, t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := cluster.New(ctx, bed, cluster.Spec{Servers: 3, Agents: 1, Options: cluster.Options{Images: images}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := cluster.ForTest(t, cluster.Spec{Servers: 3, Agents: 1})
 	for _, step := range []struct {
 		name string
 		run  func(*testing.T, *cluster.Cluster)
@@ -52,13 +43,13 @@ func startTogether(t *testing.T, c *cluster.Cluster) {
 	first := c.Servers[0]
 	for _, n := range c.Nodes()[1:] {
 		n.JoinThrough(first.URL(), operatorsToken)
-		do(t, n.Run)
+		cluster.Do(t, n.Run)
 	}
 	for _, n := range c.Nodes()[1:] {
-		if err := n.WaitLog(within(t, minute), first.IP()+":6443 (connection refused)"); err != nil {
+		if err := n.WaitLog(cluster.Within(t, minute), first.IP()+":6443 (connection refused)"); err != nil {
 			t.Error(err)
 		}
-		st, err := n.Status(within(t, minute))
+		st, err := n.Status(cluster.Within(t, minute))
 		if err != nil {
 			t.Errorf("kedge status of %s, which waits: %v", n.Name(), err)
 			continue
@@ -69,17 +60,16 @@ func startTogether(t *testing.T, c *cluster.Cluster) {
 	}
 	begin := time.Now()
 	first.Flags = []string{"--token", operatorsToken, "--disable-agent"}
-	do(t, first.Run)
-	waitReady(t, c)
+	cluster.Do(t, first.Run, c.WaitReady)
 	t.Logf("three servers and an agent at once: %s from the start of the first", time.Since(begin).Round(100*time.Millisecond))
-	nodes, err := first.Nodes(within(t, minute))
+	nodes, err := first.Nodes(cluster.Within(t, minute))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, ok := nodes[first.Name()]; ok {
 		t.Error("the server without a kubelet has a Node")
 	}
-	if st, err := first.Status(within(t, minute)); err != nil {
+	if st, err := first.Status(cluster.Within(t, minute)); err != nil {
 		t.Error(err)
 	} else if pids := st.PIDs(); pids["node"] != 0 || pids["containerd"] != 0 {
 		t.Errorf("the server without a kubelet runs %v", pids)
@@ -100,7 +90,7 @@ func startTogether(t *testing.T, c *cluster.Cluster) {
 // guardQuorum: with one server dead, no other can be removed or leave, and nothing happens to it.
 func guardQuorum(t *testing.T, c *cluster.Cluster) {
 	s1, s2, s3 := c.Servers[0], c.Servers[1], c.Servers[2]
-	do(t, s3.PowerCut)
+	cluster.Do(t, s3.PowerCut)
 	before := belongings(t, s1)
 	for name, try := range map[string]func(context.Context) (string, error){
 		"kedge node remove": func(ctx context.Context) (string, error) {
@@ -108,7 +98,7 @@ func guardQuorum(t *testing.T, c *cluster.Cluster) {
 		},
 		"kedge leave": func(ctx context.Context) (string, error) { return s2.Exec(ctx, cluster.Program, "leave") },
 	} {
-		out, err := try(within(t, minute))
+		out, err := try(cluster.Within(t, minute))
 		var exit *testbed.ExitError
 		if !errors.As(err, &exit) || exit.Code < 1 {
 			t.Fatalf("%s: %s, %v; want a refusal", name, out, err)
@@ -121,19 +111,19 @@ func guardQuorum(t *testing.T, c *cluster.Cluster) {
 	if got := belongings(t, s1); got != before {
 		t.Errorf("the cluster has now:\n%s\nbefore:\n%s", got, before)
 	}
-	if running, err := s2.Process().Running(within(t, minute)); !running || err != nil {
+	if running, err := s2.Process().Running(cluster.Within(t, minute)); !running || err != nil {
 		t.Errorf("the server that may not leave: running %t, %v", running, err)
 	}
 	// The dead one can be removed, and what is left can do without one less.
-	if out, err := s1.Exec(within(t, 2*minute), cluster.Program, "node", "remove", s3.Name()); err != nil {
+	if out, err := s1.Exec(cluster.Within(t, 2*minute), cluster.Program, "node", "remove", s3.Name()); err != nil {
 		t.Errorf("remove the dead server: %s, %v", out, err)
 	}
 	gone(t, s1, s3.Name())
-	if err := s1.Voters(within(t, minute), s1.Name(), s2.Name()); err != nil {
+	if err := s1.Voters(cluster.Within(t, minute), s1.Name(), s2.Name()); err != nil {
 		t.Error(err)
 	}
-	do(t, s3.Restart) // the operator's token is valid: it joins afresh
-	waitReady(t, c)
+	cluster.Do(t, s3.Restart) // the operator's token is valid: it joins afresh
+	cluster.Do(t, c.WaitReady)
 	movedAside(t, s3)
 }
 
@@ -143,13 +133,13 @@ func clusterReset(t *testing.T, c *cluster.Cluster) {
 	s1, s2, s3 := c.Servers[0], c.Servers[1], c.Servers[2]
 	s := s1.Session(t)
 	s.Kubectl("create", "configmap", "kept", "--from-literal=n=1")
-	do(t, s2.PowerCut, s3.PowerCut, s1.Stop)
+	cluster.Do(t, s2.PowerCut, s3.PowerCut, s1.Stop)
 	flags := s1.Flags
 	s1.Flags = append(flags[:len(flags):len(flags)], "--cluster-reset")
 	begin := time.Now()
-	do(t, s1.Run)
+	cluster.Do(t, s1.Run)
 	// Whether it runs on as a server or ends, is its matter; the ordinary command follows in the latter case.
-	err := testbed.Wait(within(t, 2*minute), "the reset", func(ctx context.Context) error {
+	err := testbed.Wait(cluster.Within(t, 2*minute), "the reset", func(ctx context.Context) error {
 		if running, err := s1.Process().Running(ctx); !running && err == nil {
 			return nil
 		}
@@ -159,8 +149,8 @@ func clusterReset(t *testing.T, c *cluster.Cluster) {
 		t.Fatal(err)
 	}
 	s1.Flags = flags
-	do(t, s1.Restart)
-	eventually(t, "the only server to be ready", func(ctx context.Context) error {
+	cluster.Do(t, s1.Restart)
+	cluster.Eventually(t, "the only server to be ready", func(ctx context.Context) error {
 		st, err := s1.Status(ctx)
 		if err != nil {
 			return err
@@ -171,16 +161,14 @@ func clusterReset(t *testing.T, c *cluster.Cluster) {
 	if got := s.Kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.n}"); got != "1" {
 		t.Errorf("the ConfigMap has %q", got)
 	}
-	do(t, s2.Restart, s3.Restart)
-	waitReady(t, c)
+	cluster.Do(t, s2.Restart, s3.Restart, c.WaitReady)
 	movedAside(t, s2)
 	movedAside(t, s3)
 	for _, server := range c.Servers {
-		if got, err := server.Kubectl(within(t, minute), "-n", s.NS, "get", "configmap", "kept", "-o", "jsonpath={.data.n}"); got != "1" || err != nil {
+		if got, err := server.Kubectl(cluster.Within(t, minute), "-n", s.NS, "get", "configmap", "kept", "-o", "jsonpath={.data.n}"); got != "1" || err != nil {
 			t.Errorf("on %s the ConfigMap has %q, %v", server.Name(), got, err)
 		}
 	}
 	// A restart with the ordinary command resets nothing.
-	do(t, s1.Stop, s1.Run)
-	waitReady(t, c)
+	cluster.Do(t, s1.Stop, s1.Run, c.WaitReady)
 }

@@ -32,6 +32,9 @@ import (
 //go:embed machines
 var script []byte
 
+//go:embed vm
+var vmScript []byte
+
 const (
 	// DefaultDir holds the template and the machines' disks. MACHINES_DIR in the
 	// environment moves it.
@@ -53,6 +56,7 @@ type Bed struct {
 	name     string // of the test, for the log directory
 	lock     *os.File
 	machines []*Machine
+	vms      []*VM
 	onKeep   []func(dir string)
 }
 
@@ -95,8 +99,8 @@ func Open(ctx context.Context, name string) (*Bed, error) {
 		return nil, err
 	}
 	b.script = filepath.Join(b.dir(), "machines")
-	if err := os.WriteFile(b.script, script, 0o755); err != nil {
-		return nil, errors.Join(fmt.Errorf("write the machines script: %w", err), b.lock.Close())
+	if err := errors.Join(os.WriteFile(b.script, script, 0o755), os.WriteFile(b.vmScript(), vmScript, 0o755)); err != nil {
+		return nil, errors.Join(fmt.Errorf("write the scripts: %w", err), b.lock.Close())
 	}
 	for _, cmd := range []string{"deps", "gc", "template", "net"} {
 		if _, err := b.run(ctx, cmd); err != nil {
@@ -196,6 +200,9 @@ func (b *Bed) KeepLogs() string {
 	for _, m := range b.machines {
 		errs = append(errs, m.keepLogs(filepath.Join(dir, m.name)))
 	}
+	for _, v := range b.vms {
+		errs = append(errs, v.keepLogs(filepath.Join(dir, v.name)))
+	}
 	for _, f := range b.onKeep {
 		f(dir)
 	}
@@ -220,18 +227,26 @@ func (b *Bed) Close() error {
 
 // run calls the script. Its error carries what the script said.
 func (b *Bed) run(ctx context.Context, args ...string) (string, error) {
+	return b.runScript(ctx, b.script, args...)
+}
+
+func (b *Bed) runScript(ctx context.Context, script string, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
-	cmd := b.command(ctx, args...)
+	cmd := b.scriptCommand(ctx, script, args...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("machines %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+		return stdout.String(), fmt.Errorf("%s %s: %w: %s", filepath.Base(script), strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
 	}
 	return stdout.String(), nil
 }
 
 // command prepares a call of the script that ends with ctx, including what the script started.
 func (b *Bed) command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "bash", append([]string{b.script}, args...)...)
+	return b.scriptCommand(ctx, b.script, args...)
+}
+
+func (b *Bed) scriptCommand(ctx context.Context, script string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "bash", append([]string{script}, args...)...)
 	cmd.Env = append(os.Environ(), "MACHINES_ID="+strconv.Itoa(b.id), "MACHINES_DIR="+b.base, "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netpolicy
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// cut ends established connections of pods for which something has changed, if the rules do not allow them any more. Rules only see the
+// first packet of a connection.
+func cut(before, after *ruleset) error {
+	var errs []error
+	for f, family := range map[family]netlink.InetFamily{v4: unix.AF_INET, v6: unix.AF_INET6} {
+		touched := touchedBy(before, after, f)
+		if len(touched) == 0 {
+			continue
+		}
+		local, err := localAddresses()
+		if err != nil {
+			return err
+		}
+		_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, forbidden{after, touched, local})
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// touchedBy gives the addresses of pods to which less may be allowed than before. A first load, of which nobody knows what was before it,
+// touches all.
+func touchedBy(before, after *ruleset, f family) map[netip.Addr]bool {
+	touched := map[netip.Addr]bool{}
+	touch := func(address string) {
+		if a, err := netip.ParseAddr(address); err == nil {
+			touched[a] = true
+		}
+	}
+	var pods, shrunk map[string]string
+	if before != nil {
+		pods, shrunk = before.sets[f.name(setPods)].elems, shrunkSets(before, after)
+	}
+	for address := range pods {
+		if !after.has(f.name(setPods), address) {
+			touch(address) // it may be another pod's soon
+		}
+	}
+	for _, name := range []string{mapIngress, mapEgress} {
+		var chains map[string]string
+		if before != nil {
+			chains = before.sets[f.name(name)].elems
+		}
+		for address, chain := range after.sets[f.name(name)].elems {
+			if chains[address] != chain || slices.ContainsFunc(after.chains[chain], func(r rule) bool { return has(shrunk, r.peers) || has(shrunk, r.named) }) {
+				touch(address)
+			}
+		}
+	}
+	return touched
+}
+
+func has(m map[string]string, key string) bool { _, ok := m[key]; return ok }
+
+// shrunkSets have lost an element.
+func shrunkSets(before, after *ruleset) map[string]string {
+	shrunk := map[string]string{}
+	for name, b := range before.sets {
+		a, ok := after.sets[name]
+		if !ok {
+			continue
+		}
+		for key := range b.elems {
+			if !has(a.elems, key) {
+				shrunk[name] = ""
+				break
+			}
+		}
+	}
+	return shrunk
+}
+
+// forbidden selects the connections to cut.
+type forbidden struct {
+	rules   *ruleset
+	touched map[netip.Addr]bool
+	local   map[netip.Addr]bool // the node's own addresses
+}
+
+// MatchConntrackFlow implements [netlink.CustomConntrackFilter].
+func (x forbidden) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
+	f, ok := flowOf(c)
+	if !ok || !x.touched[f.from] && !x.touched[f.to] {
+		return false
+	}
+	return !x.allowed(f)
+}
+
+func (x forbidden) allowed(f flow) bool {
+	for _, d := range directions() {
+		pod := f.side(d)
+		if x.touched[pod] && !x.rules.knows(pod) {
+			return false // no pod any more
+		}
+		if d == ingress && x.local[f.from] {
+			continue // from the node
+		}
+		if !x.rules.decide(d, f).Allowed {
+			return false
+		}
+	}
+	return true
+}
+
+// flowOf gives a connection with the addresses that rules see: of the answers' tuple the source is what DNAT has made of the destination.
+func flowOf(c *netlink.ConntrackFlow) (f flow, ok bool) {
+	from, ok1 := netip.AddrFromSlice(c.Forward.SrcIP)
+	to, ok2 := netip.AddrFromSlice(c.Reverse.SrcIP)
+	f = flow{from: from.Unmap(), to: to.Unmap(), proto: protocolName(fmt.Sprint(c.Forward.Protocol)), port: c.Reverse.SrcPort}
+	return f, ok1 && ok2
+}
+
+// localAddresses of this machine.
+func localAddresses() (map[netip.Addr]bool, error) {
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("the machine's addresses: %w", err)
+	}
+	local := map[netip.Addr]bool{}
+	for _, a := range list {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok {
+			local[ip.Unmap()] = true
+		}
+	}
+	return local, nil
+}

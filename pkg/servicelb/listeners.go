@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package servicelb
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// listener is a socket of a process of this machine that waits for clients.
+type listener struct {
+	protocol string
+	address  netip.AddrPort
+}
+
+// listeners asks the kernel for the sockets of the network namespace.
+func listeners() ([]listener, error) {
+	var all []listener
+	for protocol, ask := range map[string]func(uint8) ([]*netlink.Socket, error){"tcp": netlink.SocketDiagTCP, "udp": netlink.SocketDiagUDP} {
+		for _, f := range []uint8{unix.AF_INET, unix.AF_INET6} {
+			sockets, err := ask(f)
+			if err != nil {
+				return nil, fmt.Errorf("%s sockets: %w", protocol, err)
+			}
+			for _, s := range sockets {
+				if a, ok := netip.AddrFromSlice(s.ID.Source); ok && s.ID.DestinationPort == 0 {
+					all = append(all, listener{protocol, netip.AddrPortFrom(a.Unmap(), s.ID.SourcePort)})
+				}
+			}
+		}
+	}
+	return all, nil
+}
+
+// eclipsed returns a listener that gets no packets from outside any more because of a frontend.
+func (f frontend) eclipsed(all []listener, own []netip.Addr) (string, bool) {
+	for _, l := range all {
+		a := l.address.Addr()
+		// A socket of IPv6's unspecified address gets IPv4 as well.
+		if l.protocol == f.protocol && l.address.Port() == f.port && (slices.Contains(own, a) || a.IsUnspecified() && (a.Is6() || family(a) == f.family)) {
+			return fmt.Sprintf("%s/%s", l.address, l.protocol), true
+		}
+	}
+	return "", false
+}
