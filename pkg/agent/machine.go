@@ -318,6 +318,7 @@ func NodeConfig(c *config.Config, credentials Credentials) node.Config {
 		ProxyMode:        c.ProxyMode,
 		Backend:          c.FlannelBackend,
 		Iface:            c.FlannelIface,
+		TxOffload:        c.FlannelTxOffload,
 		ExternalAddress:  c.NodeExternalIP,
 		DNS:              !c.Disabled(config.ComponentCoreDNS),
 		NetworkPolicy:    !c.Disabled(config.ComponentNetworkPolicy) && c.FlannelBackend != config.FlannelNone,

@@ -63,6 +63,7 @@ type Config struct {
 
 	DisableKubeProxy  bool        `json:"disable-kube-proxy"`  // nothing serves the service addresses on this node
 	FlannelIface      string      `json:"flannel-iface"`       // interface name; default empty: the one that has NodeIP
+	FlannelTxOffload  bool        `json:"flannel-tx-offload"`  // checksums of VXLAN's packets are the network card's business
 	FlannelExternalIP bool        `json:"flannel-external-ip"` // other nodes reach the pods here by NodeExternalIP
 	ResolvConf        string      `json:"resolv-conf"`         // absolute; default empty: chosen by the node
 	PrivateRegistry   string      `json:"private-registry"`    // absolute; default /etc/kedge/registries.yaml

@@ -164,8 +164,8 @@ func (n *node) overlay(ctx context.Context, conf *subnet.Config, leases *leases)
 	}
 	if n.cfg.Backend == config.FlannelVXLAN {
 		for device := range own {
-			if err := disableTxChecksum(device); err != nil {
-				n.log.Warn("checksum offload stays on: some network cards then drop packets between nodes", "component", ComponentFlannel, "device", device, "error", err)
+			if err := setTxChecksum(device, n.cfg.TxOffload); err != nil {
+				n.log.Warn("checksum offload stays as it is: with it on, some network cards drop packets between nodes", "component", ComponentFlannel, "device", device, "error", err)
 			}
 		}
 	}

@@ -73,6 +73,7 @@ type Config struct {
 	ProxyMode     config.ProxyMode   `json:"proxyMode"` // empty: no kube-proxy
 	Backend       config.FlannelMode `json:"flannelBackend"`
 	Iface         string             `json:"flannelIface,omitempty"`
+	TxOffload     bool               `json:"flannelTxOffload,omitempty"`
 	DNS           bool               `json:"dns"`
 	NetworkPolicy bool               `json:"networkPolicy"` // not without a Backend: other CNI plugins have their own ways
 	ServiceLB     bool               `json:"serviceLB"`

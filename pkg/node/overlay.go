@@ -150,15 +150,16 @@ func tuneDevices(devices map[string]int, linkMTU int) (mtu int, err error) {
 	return mtu, nil
 }
 
-// disableTxChecksum turns transmit checksum offload of a VXLAN device off (ethtool -K DEV tx off). With it on, some kernels and
-// network cards send packets whose inner checksum nobody has filled in; the receiver drops them.
-func disableTxChecksum(device string) error {
+// setTxChecksum turns transmit checksum offload of a VXLAN device on or off (ethtool -K DEV tx off). With it on, some kernels and
+// network cards send packets whose inner checksum nobody has filled in; the receiver drops them. With it off there is no segmentation
+// offload either: each packet of TCP goes through the stack for itself.
+func setTxChecksum(device string, on bool) error {
 	e, err := ethtool.NewEthtool()
 	if err != nil {
 		return err
 	}
 	defer e.Close()
-	return e.Change(device, map[string]bool{"tx-checksum-ip-generic": false})
+	return e.Change(device, map[string]bool{"tx-checksum-ip-generic": on})
 }
 
 // linkState is what the overlay depends on.
