@@ -28,6 +28,7 @@ import (
 	certutil "k8s.io/client-go/util/cert"
 	bootstrapapi "k8s.io/cluster-bootstrap/token/api"
 
+	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/join"
 	"github.com/kedge-io/kedge/pkg/pki"
 )
@@ -115,7 +116,8 @@ func (cl *cluster) create(ctx context.Context, out io.Writer, want join.Info, tt
 	return writeToken(out, t, want.Role, ttl, address, now)
 }
 
-// address of a server for others to reach: this machine's if it is one, or else any; empty when none is known.
+// address for others to reach the API at: the floating one; else this machine's if it is a server, or any server's; empty when none is
+// known.
 func (cl *cluster) address(ctx context.Context) (string, error) {
 	all, err := cl.registered(ctx)
 	if err == nil && len(all) == 0 {
@@ -127,6 +129,11 @@ func (cl *cluster) address(ctx context.Context) (string, error) {
 	if len(all) == 0 {
 		return "", nil
 	}
+	if vip, err := cl.floating(ctx); err != nil {
+		return "", cl.explain("find the API's floating address", err)
+	} else if _, port, err := net.SplitHostPort(all[0]); err == nil && vip.IsValid() {
+		return net.JoinHostPort(vip.String(), port), nil
+	}
 	local, err := cl.local()
 	if err != nil {
 		return "", fmt.Errorf("this machine's addresses: %w", err)
@@ -137,6 +144,22 @@ func (cl *cluster) address(ctx context.Context) (string, error) {
 		}
 	}
 	return all[0], nil
+}
+
+// floating is the first address of --api-vip; invalid if there is none.
+func (cl *cluster) floating(ctx context.Context) (netip.Addr, error) {
+	m, err := cl.api.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, join.ConfigMapCluster, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return netip.Addr{}, nil
+	}
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	var settings config.Cluster
+	if err := json.Unmarshal([]byte(m.Data[join.KeyCluster]), &settings); err != nil || len(settings.APIVIP) == 0 {
+		return netip.Addr{}, nil //nolint:nilerr // what is damaged has no address; those who join say so
+	}
+	return settings.APIVIP[0], nil
 }
 
 // registered addresses, in the order of the servers' names.

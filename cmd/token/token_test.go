@@ -83,6 +83,10 @@ func TestCreate(t *testing.T) {
 			"# To join a server, type this on the new machine as root. The token is valid for ever (--ttl 0), until somebody runs `kedge token delete ID`.\nkedge server --server https://192.0.2.2:6443 --token TOKEN\n"},
 		"another machine's address": {servers(map[string]string{"a": "broken", "b": `{}`, "n3": `{"address":"192.0.2.3:6443"}`, "n4": `{"address":"192.0.2.4:6443"}`}), join.Agent, time.Hour, false,
 			"# To join an agent, type this on the new machine as root. The token is valid until TIME (60m).\nkedge agent --server https://192.0.2.3:6443 --token TOKEN\n"},
+		"floating address": {&corev1.List{Items: []runtime.RawExtension{{Object: three}, {Object: &corev1.ConfigMap{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: join.ConfigMapCluster}, Data: map[string]string{join.KeyCluster: `{"api-vip":["192.0.2.100"]}`},
+		}}}}, join.Agent, time.Hour, false,
+			"# To join an agent, type this on the new machine as root. The token is valid until TIME (60m).\nkedge agent --server https://192.0.2.100:6443 --token TOKEN\n"},
 		"no address": {nil, join.Agent, time.Hour, false,
 			"# To join an agent, type this on the new machine as root. The token is valid until TIME (60m).\n# No server has registered its address yet: put in that of this one.\nkedge agent --server https://ADDRESS:6443 --token TOKEN\n"},
 		"not registered yet": {&discoveryv1.EndpointSlice{

@@ -4,11 +4,15 @@ package network
 
 import (
 	"context"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -111,9 +115,13 @@ spec:
 // virtualServers is /proc/net/ip_vs with addresses that people can read.
 func (g *guest) virtualServers(t *testing.T) string {
 	t.Helper()
-	return g.do(t, `awk 'function dot(h) {return sprintf("%d.%d.%d.%d", strtonum("0x" substr(h,1,2)), strtonum("0x" substr(h,3,2)), strtonum("0x" substr(h,5,2)), strtonum("0x" substr(h,7,2)))}
-function place(a,  p) {split(a, p, ":"); return dot(p[1]) ":" strtonum("0x" p[2])}
-/^(TCP|UDP)/ {print $1, place($2), $3, $4, $5} /->/ && !/Remote/ {print "->", place($2), $3}' /proc/net/ip_vs`)
+	return regexp.MustCompile(`\b[0-9A-F]{8}:[0-9A-F]{4}\b`).ReplaceAllStringFunc(g.do(t, "cat /proc/net/ip_vs"), func(place string) string {
+		b, err := hex.DecodeString(strings.Replace(place, ":", "", 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b)), binary.BigEndian.Uint16(b[4:])).String()
+	})
 }
 
 func TestIPVS(t *testing.T) {
@@ -141,7 +149,7 @@ func TestIPVS(t *testing.T) {
 			web[0] + ":80 rr", g.IP() + ":" + web[1] + " rr", sticky[0] + ":81 rr persistent 10800", g.IP() + ":" + sticky[1] + " rr persistent 10800",
 			"192.0.2.77:81 rr persistent", "192.0.2.78:81 rr persistent",
 		} {
-			if !strings.Contains(have, "TCP "+want) {
+			if !strings.Contains(have, "TCP  "+want) {
 				return fmt.Errorf("%s is missing in\n%s", want, have)
 			}
 		}
