@@ -50,6 +50,7 @@ egress:
 			}
 			bed.loaded(func(s *ruleset) bool { return len(s.sets["egress4"].elems) == 500 })
 		})
+		time.Sleep(maxPause) // one change at rest, not after many
 		measure(b, "policy", func() {
 			must(b, bed.api.Tracker().Add(policyOf(b, "ns-0", "one-more", denyIngress)))
 			bed.loaded(func(s *ruleset) bool {

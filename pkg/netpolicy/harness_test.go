@@ -374,8 +374,13 @@ func prepareBed(t testing.TB) *bed {
 	lo, err := netlink.LinkByName("lo")
 	must(t, err)
 	must(t, netlink.LinkSetUp(lo))
-	for _, f := range []string{"/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"} {
-		must(t, os.WriteFile(f, []byte("1"), 0o644))
+	for file, value := range map[string]string{
+		"/proc/sys/net/ipv4/ip_forward":                 "1",
+		"/proc/sys/net/ipv6/conf/all/forwarding":        "1",
+		"/proc/sys/net/ipv6/conf/default/accept_dad":    "0", // the node looks for its neighbours from an address that is usable after it only
+		"/proc/sys/net/ipv6/conf/default/dad_transmits": "0",
+	} {
+		must(t, os.WriteFile(file, []byte(value), 0o644))
 	}
 	dir := t.TempDir()
 	b := &bed{t: t, api: newAPI(), spaces: map[string]*space{}, ids: map[string]string{}}

@@ -148,7 +148,8 @@ func (c *Controller) loop(ctx context.Context) {
 	check, compare := time.NewTicker(checkInterval), time.NewTicker(compareInterval)
 	defer check.Stop()
 	defer compare.Stop()
-	pause, retry := gather, retryInterval
+	retry := retryInterval
+	var next time.Time // not before
 	c.changed()
 	for {
 		select {
@@ -165,13 +166,13 @@ func (c *Controller) loop(ctx context.Context) {
 			}
 		case <-c.kick:
 		case <-c.urgent:
-			pause = 0
+			next = time.Now()
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-c.urgent:
-		case <-time.After(pause):
+		case <-time.After(max(gather, time.Until(next))):
 		}
 		drain(c.kick)
 		drain(c.urgent)
@@ -181,14 +182,14 @@ func (c *Controller) loop(ctx context.Context) {
 			return
 		}
 		c.fail(err)
-		switch {
+		switch end := time.Now(); {
 		case err == nil:
-			pause, retry = min(max(gather, duty*time.Since(start)), maxPause), retryInterval
+			next, retry = end.Add(min(duty*end.Sub(start), maxPause)), retryInterval
 		case errors.Is(err, errWaiting):
-			pause = waitInterval
+			next = end.Add(waitInterval)
 			c.changed()
 		default:
-			pause, retry = retry, min(2*retry, maxRetryInterval)
+			next, retry = end.Add(retry), min(2*retry, maxRetryInterval)
 			c.changed()
 		}
 	}
