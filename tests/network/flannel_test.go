@@ -15,8 +15,16 @@ import (
 	"github.com/kedge-io/kedge/tests/cluster"
 )
 
+// lossless fails the test if packets get lost between two pods while something happens.
+func lossless(t *testing.T, s *cluster.Session, from, to string, during func()) {
+	t.Helper()
+	if out := pinging(t, s, from, to, during); !strings.Contains(out, " 0% packet loss") {
+		t.Errorf("pings from %s to %s: %s", from, to, out)
+	}
+}
+
 // pinging counts packets that get lost between two pods while something happens: twenty go out each second.
-func pinging(t *testing.T, s *cluster.Session, from, to string, during func()) {
+func pinging(t *testing.T, s *cluster.Session, from, to string, during func()) string {
 	t.Helper()
 	ip := field(s, "pod/"+to, ".status.podIP")[0]
 	if _, err := box(s, from, "ping -q -i 0.05 "+ip+" >/tmp/pings 2>&1 </dev/null & echo $! >/tmp/pid"); err != nil {
@@ -28,9 +36,7 @@ func pinging(t *testing.T, s *cluster.Session, from, to string, during func()) {
 		t.Fatal(err)
 	}
 	t.Logf("%s to %s: %s", from, to, out)
-	if !strings.Contains(out, " 0% packet loss") {
-		t.Errorf("pings from %s to %s: %s", from, to, out)
-	}
+	return out
 }
 
 // killNodeProcess ends the [node] process without a chance to tidy up, and waits until everything is ready again.
@@ -95,8 +101,8 @@ func TestVXLAN(t *testing.T) {
 		s.Eventually("the kubelet to answer the API server", func() error { _, err := s.Try("get", "--raw", "/api/v1/nodes/a2/proxy/healthz"); return err })
 	})
 	t.Run("restart without a lost packet", func(t *testing.T) {
-		pinging(t, s, "s1", "a1", func() { killNodeProcess(t, a1) })
-		pinging(t, s, "a1", "s1", func() { killNodeProcess(t, s1.Node) })
+		lossless(t, s, "s1", "a1", func() { killNodeProcess(t, a1) })
+		lossless(t, s, "a1", "s1", func() { killNodeProcess(t, s1.Node) })
 	})
 	t.Run("a changed link", func(t *testing.T) {
 		shell(t, a1, "ip link set flannel.1 mtu 1400 && ip link del flannel-v6.1")
@@ -148,7 +154,7 @@ func TestHostGateway(t *testing.T) {
 	if got := shell(t, a1, "ip -o link"); strings.Contains(got, "flannel") {
 		t.Errorf("devices of flannel: %s", got)
 	}
-	pinging(t, s, "s1", "a1", func() { killNodeProcess(t, a1) })
+	lossless(t, s, "s1", "a1", func() { killNodeProcess(t, a1) })
 	shell(t, a1, "ip route add 10.42.77.0/24 via "+c.Servers[0].IP())
 	killNodeProcess(t, a1)
 	gone(t, a1, 10*time.Second, "10.42.77.0")
