@@ -15,16 +15,16 @@ import (
 // Cluster is what all nodes of a cluster have to agree on. The first server decides; it is kept in the cluster, joining nodes take
 // it from there, and each node keeps a copy.
 type Cluster struct {
-	ClusterCIDR          Prefixes       `json:"cluster-cidr"`             // pods; masked; default 10.42.0.0/16
-	ServiceCIDR          Prefixes       `json:"service-cidr"`             // services; masked; of the same families as ClusterCIDR; default 10.43.0.0/16
-	ClusterDNS           netip.Addr     `json:"cluster-dns"`              // default: the tenth address of the first ServiceCIDR
-	ClusterDomain        string         `json:"cluster-domain"`           // no trailing dot; default cluster.local
-	ServiceNodePortRange PortRange      `json:"service-node-port-range"`  // default 30000-32767
-	FlannelBackend       FlannelMode    `json:"flannel-backend"`          // default vxlan
-	ProxyMode            ProxyMode      `json:"proxy-mode"`               // default auto; a node may choose another
-	ServiceLBPool        []AddressRange `json:"servicelb-pool,omitempty"` // addresses for LoadBalancer services; default: those of the nodes
-	APIVIP               []netip.Addr   `json:"api-vip,omitempty"`        // floating addresses of the API; default: none
-	Disable              []string       `json:"disable"`                  // packaged components that are left out: see Component…
+	ClusterCIDR          Prefixes       `json:"cluster-cidr"`            // pods; masked; default 10.42.0.0/16
+	ServiceCIDR          Prefixes       `json:"service-cidr"`            // services; masked; of the same families as ClusterCIDR; default 10.43.0.0/16
+	ClusterDNS           netip.Addr     `json:"cluster-dns"`             // default: the tenth address of the first ServiceCIDR
+	ClusterDomain        string         `json:"cluster-domain"`          // no trailing dot; default cluster.local
+	ServiceNodePortRange PortRange      `json:"service-node-port-range"` // default 30000-32767
+	FlannelBackend       FlannelMode    `json:"flannel-backend"`         // default vxlan
+	ProxyMode            ProxyMode      `json:"proxy-mode"`              // default auto; a node may choose another
+	ServiceLBPool        []AddressRange `json:"servicelb-pool"`          // addresses for LoadBalancer services; default: those of the nodes
+	APIVIP               []netip.Addr   `json:"api-vip"`                 // floating addresses of the API; default: none
+	Disable              []string       `json:"disable"`                 // packaged components that are left out: see Component…
 }
 
 // ErrIncomplete says that what was given as a cluster's settings lacks some.

@@ -87,6 +87,10 @@ func TestAdoptRefuses(t *testing.T) {
 			"--flannel-backend: host-gw contradicts the cluster, which was made with vxlan"}},
 		{"a component that the cluster has", flags("--disable=coredns"), testCluster(nil), []string{
 			"--disable: coredns contradicts the cluster, which was made with nothing"}},
+		{"floating addresses", flags("--servicelb-pool=198.51.100.8,198.51.100.5-198.51.100.6", "--api-vip=198.51.100.9"),
+			testCluster(func(c *Cluster) { c.APIVIP = []netip.Addr{netip.MustParseAddr("198.51.100.7")} }), []string{
+				"--servicelb-pool: 198.51.100.5-198.51.100.6,198.51.100.8 contradicts the cluster, which was made with nothing",
+				"--api-vip: 198.51.100.9 contradicts the cluster, which was made with 198.51.100.7"}},
 		{"node in the pods' network", input{role: RoleAgent}, testCluster(func(c *Cluster) { c.ClusterCIDR = Prefixes{netip.MustParsePrefix("192.0.0.0/16")} }), []string{
 			"default of node-ip: 192.0.2.7 lies inside of cluster-cidr 192.0.0.0/16 (the cluster's cluster-cidr); give this node another address with node-ip"}},
 		{"node in the services' network", input{role: RoleAgent, args: []string{"--node-ip=198.51.100.7"}},
