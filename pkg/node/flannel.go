@@ -4,6 +4,7 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -67,9 +68,6 @@ func (n *node) runFlannel(ctx context.Context, client kubernetes.Interface, prox
 	if err != nil {
 		return err
 	}
-	if err := n.podRules(ctx, conf, network.Lease()); err != nil {
-		return err
-	}
 	running := make(chan struct{})
 	go func() { defer close(running); network.Run(ctx) }()
 	defer func() {
@@ -79,6 +77,9 @@ func (n *node) runFlannel(ctx context.Context, client kubernetes.Interface, prox
 		case <-time.After(5 * time.Second): // the backend for WireGuard may wait for itself, with a node's change in its hands
 		}
 	}()
+	if err := n.podRules(ctx, conf, network.Lease()); err != nil {
+		return err
+	}
 
 	n.child.Report(ComponentFlannel, supervise.Waiting, "for the first service rules of kube-proxy")
 	select {
@@ -202,6 +203,8 @@ func flannelConfig(cfg Config) *subnet.Config {
 	conf := &subnet.Config{EnableNFTables: cfg.ProxyMode != config.ProxyIPTables, BackendType: string(cfg.Backend)}
 	if cfg.Backend == config.FlannelWireGuard {
 		conf.BackendType = "wireguard" // flannel's name for it
+		// A node whose device is made anew opens the tunnels itself then: the others would notice after 15 seconds only.
+		conf.Backend = json.RawMessage(`{"PersistentKeepaliveInterval": 25}`)
 	}
 	for _, p := range cfg.ClusterCIDR {
 		n := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}

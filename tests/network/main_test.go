@@ -11,13 +11,13 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/node"
 	"github.com/kedge-io/kedge/tests/cluster"
 )
@@ -28,11 +28,11 @@ const minute = time.Minute
 const cleanupVariable = "KEDGE_TEST_CLEANUP_NETWORK"
 
 func TestMain(m *testing.M) {
-	if pods := os.Getenv(cleanupVariable); pods != "" {
-		var cidr config.Prefixes
-		err := cidr.UnmarshalText([]byte(pods))
+	if os.Getenv(cleanupVariable) != "" {
+		cfg := node.Config{RunDir: "/run/kedge", ClusterDNS: netip.MustParseAddr("10.43.0.10")}
+		err := cfg.ClusterCIDR.UnmarshalText([]byte(clusterCIDR))
 		if err == nil {
-			err = node.CleanupNetwork(context.Background(), node.Config{RunDir: "/run/kedge", ClusterCIDR: cidr})
+			err = node.CleanupNetwork(context.Background(), cfg)
 		}
 		if err != nil {
 			fmt.Println(err)
@@ -71,10 +71,13 @@ metadata: {name: web}
 spec: {type: NodePort, ipFamilyPolicy: PreferDualStack, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 `
 
-// pods starts the pair on two nodes and waits until both are Ready.
+// pods starts the pair on two nodes and waits until both are Ready, also in a slow virtual machine.
 func pods(s *cluster.Session, one, other string) {
 	s.Apply(pair, one, other)
-	s.Ready(one, other)
+	s.EventuallyWithin(4*minute, "the pods to be Ready", func() error {
+		_, err := s.Try("wait", "--for=condition=Ready", "--timeout=10s", "pod/"+one, "pod/"+other)
+		return err
+	})
 }
 
 // box runs a line of shell in a pod of the pair.
