@@ -77,10 +77,10 @@ func (n *node) runFlannel(ctx context.Context, client kubernetes.Interface, prox
 		case <-time.After(5 * time.Second): // the backend for WireGuard may wait for itself, with a node's change in its hands
 		}
 	}()
+	// Not before: until the other nodes are in a WireGuard device that was made anew, packets get lost.
 	if err := n.podRules(ctx, conf, network.Lease()); err != nil {
 		return err
 	}
-
 	n.child.Report(ComponentFlannel, supervise.Waiting, "for the first service rules of kube-proxy")
 	select {
 	case <-proxyReady:
