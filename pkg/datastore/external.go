@@ -9,8 +9,29 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 )
+
+// NewClient gives a client of the datastore: of a member's socket (see Endpoint), of members by TLS, or of an operator's etcd. Files are left
+// empty where there is no TLS, or no client certificate. No connection is made yet.
+func NewClient(endpoints []string, files TLSFiles) (*clientv3.Client, error) {
+	cfg := clientv3.Config{Endpoints: endpoints, DialTimeout: probeTimeout, Logger: zap.NewNop()}
+	if slices.ContainsFunc(endpoints, func(e string) bool { return strings.HasPrefix(e, "https://") }) {
+		var err error
+		if cfg.TLS, err = files.ClientConfig(); err != nil {
+			return nil, err
+		}
+	}
+	client, err := clientv3.New(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("datastore at %s: %w", strings.Join(endpoints, ", "), err)
+	}
+	return client, nil
+}
 
 // Healthy asks an etcd that the operator runs. Nil means that one of the endpoints can serve an API server; the error says of each why not,
 // which the API server itself does not: its client tries again until its time is over.

@@ -20,13 +20,13 @@ import (
 )
 
 // SharedFiles are the names of the files that all servers of a cluster have alike: the CAs with their keys, the service-account
-// key and the encryption configuration.
+// key, the secret of the keyring and the encryption configuration.
 func SharedFiles() []string {
 	var names []string
 	for _, ca := range authorityNames() {
 		names = append(names, string(ca)+".key", string(ca)+".crt")
 	}
-	return append(names, string(ServiceAccount)+".key", string(Encryption)+".yaml")
+	return append(names, string(ServiceAccount)+".key", string(Keyring)+".key", string(Encryption)+".yaml")
 }
 
 // Import writes what another server of the cluster handed over into the empty or equally filled directory dir. Other files of the
@@ -38,6 +38,7 @@ func Import(dir string, files map[string][]byte) error {
 	}
 	defer lock.Close()
 	var keys, certs []file
+	member := false // this machine was part of the cluster before
 	for _, name := range SharedFiles() {
 		data, ok := files[name]
 		if !ok || len(data) == 0 {
@@ -47,7 +48,10 @@ func Import(dir string, files map[string][]byte) error {
 		have, err := os.ReadFile(f.path)
 		switch {
 		case err == nil && bytes.Equal(have, data):
+			member = member || name == string(ServerCA)+".key"
 			continue
+		case err == nil && member && name == string(Encryption)+".yaml":
+			// It changes during a cluster's life, and this server was away.
 		case err == nil:
 			return fmt.Errorf("%s is that of another cluster: this machine was part of one before; move %s away first", f.path, dir)
 		case !errors.Is(err, fs.ErrNotExist):

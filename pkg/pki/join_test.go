@@ -135,6 +135,22 @@ func TestImportRefuses(t *testing.T) {
 	}
 }
 
+// A server that was away while the keys of Secrets changed comes back with the old ones.
+func TestImportNewEncryption(t *testing.T) {
+	files := shared(t, newCluster(t))
+	dir := filepath.Join(t.TempDir(), "pki")
+	if err := Import(dir, files); err != nil {
+		t.Fatal(err)
+	}
+	files["encryption.yaml"] = bytes.Replace(files["encryption.yaml"], []byte("key1"), []byte("key2"), 1)
+	if err := Import(dir, files); err != nil {
+		t.Fatal(err)
+	}
+	if have, err := os.ReadFile(filepath.Join(dir, "encryption.yaml")); err != nil || !bytes.Equal(have, files["encryption.yaml"]) {
+		t.Errorf("%s, %v", have, err)
+	}
+}
+
 // A crash at any moment leaves no certificate without its key. The kernel tells in which order the files came.
 func TestImportWritesKeysFirst(t *testing.T) {
 	files := shared(t, newCluster(t))

@@ -52,6 +52,7 @@ const (
 const (
 	ServiceAccount Name = "service-account" // NAME.key: private key; readers of the public key accept the same file
 	Encryption     Name = "encryption"      // NAME.yaml: EncryptionConfiguration of the API server
+	Keyring        Name = "keyring"         // NAME.key: what seals the values of package keyring
 )
 
 // APIServerLoopback stands for the certificate that the API server makes for itself in memory at its start. It is in no
@@ -250,9 +251,9 @@ func (p *PKI) CertFile(n Name) string {
 	return filepath.Join(p.cfg.Dir, string(n)+".pem")
 }
 
-// KeyFile is the path of the private key of a CA, of a leaf (the same as CertFile) or of ServiceAccount.
+// KeyFile is the path of the private key of a CA, of a leaf (the same as CertFile), of ServiceAccount or of Keyring.
 func (p *PKI) KeyFile(n Name) string {
-	if n.isCA() || n == ServiceAccount {
+	if n.isCA() || n == ServiceAccount || n == Keyring {
 		return filepath.Join(p.cfg.Dir, string(n)+".key")
 	}
 	return p.CertFile(n)

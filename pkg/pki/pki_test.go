@@ -329,6 +329,8 @@ func TestDamage(t *testing.T) {
 		{"server-ca.crt", "not a CA", certOnly("apiserver.pem"), []string{"server-ca.crt", "not that of a CA"}, nil},
 		{"server-ca.crt", "of another CA", from("client-ca.crt"), []string{"server-ca.crt", "do not belong together"}, nil},
 		{"service-account.key", "truncated", truncate, []string{"service-account.key is damaged", "restore"}, nil},
+		{"keyring.key", "lost", remove, nil, []string{"keyring.key"}},
+		{"keyring.key", "truncated", truncate, []string{"keyring.key is damaged", "restore"}, nil},
 		{"encryption.yaml", "truncated", truncate, []string{"encryption.yaml is damaged", "restore"}, nil},
 		{"encryption.yaml", "empty", empty, []string{"encryption.yaml is damaged", "restore"}, nil},
 		{"encryption.yaml", "lost", remove, []string{"encryption.yaml is missing", "run before", "restore"}, nil},
@@ -450,7 +452,7 @@ func TestPermissions(t *testing.T) {
 	mustEnsure(t, cfg)
 	check(0o600)
 	// Files that were restored or copied carelessly are closed again.
-	for _, f := range []string{"", "server-ca.key", "admin.pem", "encryption.yaml", "service-account.key"} {
+	for _, f := range []string{"", "server-ca.key", "admin.pem", "encryption.yaml", "service-account.key", "keyring.key"} {
 		if err := os.Chmod(filepath.Join(cfg.Dir, f), 0o755); err != nil {
 			t.Fatal(err)
 		}

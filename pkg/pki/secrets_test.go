@@ -5,7 +5,9 @@ package pki
 import (
 	"bytes"
 	"os"
+	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -42,5 +44,63 @@ func TestEncryptionConfig(t *testing.T) {
 		if got, _, err := transformer.TransformFromStorage(t.Context(), in, where); err != nil || !bytes.Equal(got, plain) {
 			t.Errorf("read %q as %q, %v", in, got, err)
 		}
+	}
+}
+
+// TestKeyringSecret: servers of a cluster from before there was a keyring make the same secret, each for itself; a new cluster's is random.
+func TestKeyringSecret(t *testing.T) {
+	read := func(cfg Config) string {
+		t.Helper()
+		p := mustEnsure(t, cfg)
+		secret, err := KeyringSecret(p.KeyFile(Keyring))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(secret)
+	}
+	one, two := testConfig(t.TempDir()), testConfig(t.TempDir())
+	first := read(one)
+	if first != read(one) {
+		t.Error("the secret does not stay")
+	}
+	if first == read(two) {
+		t.Error("two clusters have one secret")
+	}
+	forget := func(cfg Config) {
+		t.Helper()
+		if err := os.Remove(filepath.Join(cfg.Dir, "keyring.key")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	forget(one)
+	forget(two)
+	key, err := os.ReadFile(filepath.Join(one.Dir, "service-account.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(two.Dir, "service-account.key"), key, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if derived := read(one); derived != read(two) || derived == first {
+		t.Error("two old servers of one cluster do not make the same secret")
+	}
+}
+
+func TestWriteEncryptionConfig(t *testing.T) {
+	p := mustEnsure(t, testConfig(t.TempDir()))
+	path := p.EncryptionConfigFile()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteEncryptionConfig(path, data[:10]); err == nil {
+		t.Error("a broken configuration was written")
+	}
+	changed := strings.Replace(string(data), "key1", "key7", 1)
+	if err := WriteEncryptionConfig(path, []byte(changed)); err != nil {
+		t.Fatal(err)
+	}
+	if have, err := os.ReadFile(path); err != nil || string(have) != changed {
+		t.Errorf("%s, %v", have, err)
 	}
 }
