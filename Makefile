@@ -3,7 +3,7 @@
 define HELP
 make build [ARCH=amd64|arm64]   bin/kedge (bin/kedge-ARCH for another architecture than this machine's)
 make assets [ARCH=…]            only what is embedded: runc, shim, CNI plugins, network tools, pause image
-make clean                      removes bin/ and build/, with the downloaded packages
+make clean                      removes bin/, build/ and dist/, with the downloaded packages; a release key stays
 
 Needs Debian 12 or later, Go, git and make. The C compiler is installed when it is missing and you are root.
 endef
@@ -24,7 +24,7 @@ CONTAINERD  := $(call version_of,github.com/containerd/containerd/v2)
 RUNC        := $(call version_of,github.com/opencontainers/runc)
 CNI         := $(call version_of,github.com/containernetworking/plugins)
 REVISION    := 1
-VERSION     := $(K8S)+kedge$(REVISION)
+VERSION     := $(K8S)+kedge$(REVISION)$(VERSION_SUFFIX)
 PAUSE_IMAGE := $(shell sed -n 's/^const pauseImage = "\(.*\)"$$/\1/p' pkg/embed/embed.go)
 
 # A build of the same commit is the same file: the date is the commit's.
@@ -51,6 +51,7 @@ LDFLAGS := -s -w \
 .PHONY: help build assets clean FORCE
 help:
 	$(info $(HELP))
+	$(info $(RELEASE_HELP))
 	$(info )
 	$(info $(TEST_HELP))
 	@:
@@ -66,4 +67,4 @@ assets:
 	@mkdir -p build && flock -o build/$(ARCH).lock $(MAKE) --no-print-directory $(ASSETS)/manifest.json
 
 clean:
-	rm -rf bin build $(foreach a,amd64 arm64,$(addprefix pkg/embed/assets/$a/,files.tar.zst manifest.json))
+	rm -rf bin dist $(filter-out build/release.key build/release.pub,$(wildcard build/*)) $(foreach a,amd64 arm64,$(addprefix pkg/embed/assets/$a/,files.tar.zst manifest.json))

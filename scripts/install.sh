@@ -307,10 +307,10 @@ command_line() {
 	fi
 	if [ $init = systemd ]; then
 		# % and $ have a meaning in units.
-		printf '%s\n%s\n%s' $bin "${role:-server}" "$args" | sed 's/[\\"]/\\&/g; s/[%$]/&&/g; s/^$/""/; /[^A-Za-z0-9_.,:\/=@%+"-]/s/.*/"&"/' | paste -s -d ' ' -
+		printf '%s\n%s\n%s' $bin "${role:-server}" "$args" | sed 's/[\\"]/\\&/g; s/[%$]/&&/g; s/^$/""/; \#[^A-Za-z0-9_.,:/=@%+"-]#s/.*/"&"/' | paste -s -d ' ' -
 	else
 		# Quoted for the shell, and once more for the assignment, which the init script hands to eval.
-		printf '%s\n%s' "${role:-server}" "$args" | sed "/^[A-Za-z0-9_.,:\/=@%+-]\{1,\}\$/! { s/'/'\\\\''/g; s/.*/'&'/; }" |
+		printf '%s\n%s' "${role:-server}" "$args" | sed "\\#^[A-Za-z0-9_.,:/=@%+-]\{1,\}\$#! { s/'/'\\\\''/g; s/.*/'&'/; }" |
 			paste -s -d ' ' - | sed "s/'/'\\\\''/g; s/.*/'&'/"
 	fi
 }
