@@ -21,6 +21,7 @@ import (
 	"github.com/kedge-io/kedge/cmd/check"
 	"github.com/kedge-io/kedge/cmd/netpol"
 	nodecmd "github.com/kedge-io/kedge/cmd/node"
+	"github.com/kedge-io/kedge/cmd/secretsencrypt"
 	"github.com/kedge-io/kedge/cmd/server"
 	"github.com/kedge-io/kedge/cmd/status"
 	"github.com/kedge-io/kedge/cmd/token"
@@ -69,7 +70,7 @@ func run(ctx context.Context, args []string) error {
 		Name:  "kedge",
 		Usage: "Kubernetes in one binary, for edge machines and home labs",
 		Commands: slices.Concat([]*cli.Command{server.Command(), agent.Command(), token.Command()}, nodecmd.Commands(),
-			[]*cli.Command{status.Command(), netpol.Command(), check.Command()}, tools.Commands()),
+			[]*cli.Command{status.Command(), netpol.Command(), check.Command(), secretsencrypt.Command()}, tools.Commands()),
 		Suggest:                true,
 		HideVersion:            true,
 		EnableBashCompletion:   true,

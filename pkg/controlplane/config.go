@@ -96,6 +96,7 @@ type Files struct {
 	FrontProxyName        string
 	ServiceAccountKey     string
 	EncryptionConfig      string
+	Keyring               string
 	// Kubeconfig of all clients in the process. They are one identity: who can read the memory of one has the others', too,
 	// and nothing has to wait until the API server has made the default roles.
 	Kubeconfig string
@@ -157,6 +158,7 @@ func (c Config) apiserverFlags() []string {
 		"service-account-key-file", f.ServiceAccountKey,
 		"service-account-signing-key-file", f.ServiceAccountKey,
 		"encryption-provider-config", f.EncryptionConfig,
+		"encryption-provider-config-automatic-reload", "true", // see followEncryption
 		// Webhooks and aggregated APIs are reached at their pods: no need for service rules on this machine.
 		"enable-aggregator-routing", "true",
 		"profiling", "false",

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/client-go/informers"
@@ -30,6 +31,7 @@ import (
 	scheduleroptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 
 	"github.com/kedge-io/kedge/pkg/datastore"
+	"github.com/kedge-io/kedge/pkg/encryption"
 	"github.com/kedge-io/kedge/pkg/join/authority"
 	"github.com/kedge-io/kedge/pkg/supervise"
 	"github.com/kedge-io/kedge/pkg/tunnel"
@@ -46,6 +48,8 @@ type plane struct {
 	log        *slog.Logger
 	client     kubernetes.Interface
 	members    *datastore.Members
+	store      *clientv3.Client
+	encryption *encryption.Keeper
 	leadership *leadership
 	wanted     <-chan struct{}
 	alone      atomic.Bool // at the start of this process
@@ -103,6 +107,10 @@ func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logg
 	if p.members != nil {
 		defer p.members.Close() //nolint:errcheck // nothing is written through it
 	}
+	if err := p.openKeyring(); err != nil {
+		return err
+	}
+	defer p.store.Close() //nolint:errcheck // what is written through it is waited for
 	informers := informers.NewSharedInformerFactory(p.client, 0)
 	p.nodes = informers.Core().V1().Nodes()
 	p.nodes.Informer()
@@ -118,6 +126,9 @@ func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logg
 		child.Report(ComponentAPIServer, supervise.Waiting, "for the datastore")
 		if err := supervise.Poll(ctx, func() error { return p.datastoreAnswers(ctx) }); err != nil {
 			return nil // the process is stopping
+		}
+		if err := p.prepareEncryption(ctx); err != nil {
+			return nil
 		}
 		child.Report(ComponentAPIServer, supervise.Running, "")
 		if err := p.runAPIServer(component(ctx, ComponentAPIServer)); err != nil {
@@ -242,6 +253,7 @@ func (p *plane) runAPIServer(ctx context.Context) error {
 	if cfg.KubeAPIs.Extra.EndpointReconcilerConfig.Reconciler, err = newEndpointReconciler(cfg.KubeAPIs.ControlPlane.Generic.LoopbackClientConfig); err != nil {
 		return err
 	}
+	defer p.followEncryption(ctx, cfg)()
 	ready, err := cfg.Complete()
 	if err != nil {
 		return err
@@ -253,6 +265,8 @@ func (p *plane) runAPIServer(ctx context.Context) error {
 	mux := server.GenericAPIServer.Handler.NonGoRestfulMux
 	mux.HandlePrefix(joinPrefix, p.joinAPI())
 	mux.Handle(tunnel.ConnectPath, p.tunnel)
+	mux.Handle(encryption.Path, p.encryption.Handler())
+	mux.HandlePrefix(encryption.Path+"/", p.encryption.Handler())
 	prepared, err := server.PrepareRun()
 	if err != nil {
 		return err

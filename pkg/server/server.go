@@ -311,6 +311,7 @@ func (s *server) controlPlaneConfig() controlplane.Config {
 		FrontProxyName:    pki.UserFrontProxy,
 		ServiceAccountKey: p.KeyFile(pki.ServiceAccount),
 		EncryptionConfig:  p.EncryptionConfigFile(),
+		Keyring:           p.KeyFile(pki.Keyring),
 		Kubeconfig:        p.KubeconfigFile(pki.KedgeController),
 		Shared:            map[string]string{},
 	}
