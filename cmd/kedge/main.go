@@ -23,6 +23,7 @@ import (
 	nodecmd "github.com/kedge-io/kedge/cmd/node"
 	"github.com/kedge-io/kedge/cmd/secretsencrypt"
 	"github.com/kedge-io/kedge/cmd/server"
+	"github.com/kedge-io/kedge/cmd/snapshot"
 	"github.com/kedge-io/kedge/cmd/status"
 	"github.com/kedge-io/kedge/cmd/token"
 	"github.com/kedge-io/kedge/cmd/tools"
@@ -70,7 +71,7 @@ func run(ctx context.Context, args []string) error {
 		Name:  "kedge",
 		Usage: "Kubernetes in one binary, for edge machines and home labs",
 		Commands: slices.Concat([]*cli.Command{server.Command(), agent.Command(), token.Command()}, nodecmd.Commands(),
-			[]*cli.Command{status.Command(), netpol.Command(), check.Command(), secretsencrypt.Command()}, tools.Commands()),
+			[]*cli.Command{status.Command(), netpol.Command(), check.Command(), secretsencrypt.Command(), snapshot.Command()}, tools.Commands()),
 		Suggest:                true,
 		HideVersion:            true,
 		EnableBashCompletion:   true,

@@ -73,6 +73,8 @@ type Config struct {
 	Debug             bool        `json:"debug"`
 	LogFormat         LogFormat   `json:"log-format"` // default text
 
+	Snapshot Snapshot `json:"snapshot"` // see Snapshots
+
 	KubeAPIServerArgs         Args `json:"kube-apiserver-arg"`
 	KubeControllerManagerArgs Args `json:"kube-controller-manager-arg"`
 	KubeSchedulerArgs         Args `json:"kube-scheduler-arg"`

@@ -67,9 +67,15 @@ func UsageError(_ *cli.Context, err error, _ bool) error {
 // optionHint answers those who bring an option from k3s that Kedge does not have. A name that ends in "*" is a prefix.
 func optionHint(name string) string {
 	for _, answer := range []struct{ names, hint string }{
-		{"cluster-reset-restore-path system-default-registry " +
+		{"cluster-reset-restore-path", "use kedge snapshot restore"},
+		{"etcd-snapshot-schedule-cron", "use snapshot-schedule"},
+		{"etcd-disable-snapshots", "use snapshot-schedule off"},
+		{"etcd-snapshot-retention etcd-snapshot-dir etcd-snapshot-compress", "use snapshot-retention, snapshot-dir, snapshot-compress"},
+		{"etcd-snapshot-name", "use kedge snapshot save --name"},
+		{"etcd-s3*", "use snapshot-s3-endpoint and the other snapshot-s3 options"},
+		{"system-default-registry " +
 			"embedded-registry servicelb-namespace default-local-storage-path disable-default-registry-endpoint selinux " +
-			"flannel-ipv6-masq etcd-s3* etcd-snapshot* etcd-disable-snapshots vpn-auth*",
+			"flannel-ipv6-masq etcd-snapshot-reconcile* vpn-auth*",
 			"not in this version of Kedge"},
 		{"kine-*", "Kedge keeps its data in etcd, its own or another (datastore-endpoint)"},
 		{"cluster-init", "Kedge always uses etcd; leave it out"},

@@ -93,6 +93,7 @@ const (
 	apiServer  = "API server"
 	networking = "Networking"
 	images     = "Images"
+	snapshots  = "Snapshots"
 	components = "Components"
 )
 
@@ -252,6 +253,40 @@ func options() []*option {
 		{name: "snapshotter", category: images, def: string(SnapshotterOverlayFS),
 			usage: "put image layers together with overlayfs or native (slow, but works on any file system)",
 			set:   one(func(s *Config) *Snapshotter { return &s.Snapshotter }, snapshotter)},
+
+		{name: "snapshot-schedule", category: snapshots, servers: true, def: "12h",
+			usage: "save the datastore every so often (12h), by `SCHEDULE` in five fields of cron (\"30 3 * * *\"), or never (off)",
+			set:   one(func(s *Config) *Schedule { return &s.Snapshot.Schedule }, snapshotSchedule)},
+		{name: "snapshot-retention", category: snapshots, servers: true, def: "5",
+			usage: "keep the newest `N` of the scheduled snapshots",
+			set:   one(func(s *Config) *int { return &s.Snapshot.Retention }, positive)},
+		{name: "snapshot-dir", category: snapshots, servers: true, defText: "data-dir/snapshots",
+			usage: "keep snapshots in `DIR`",
+			set:   one(func(s *Config) *string { return &s.Snapshot.Dir }, absolutePath)},
+		{name: "snapshot-compress", category: snapshots, kind: boolean, servers: true, def: "true",
+			usage: "compress snapshots",
+			set:   one(func(s *Config) *bool { return &s.Snapshot.Compress }, boolText)},
+		{name: "snapshot-s3-endpoint", category: snapshots, servers: true,
+			usage: "copy snapshots to the S3 service at `URL`, too",
+			set:   one(func(s *Config) *string { return &s.Snapshot.S3.Endpoint }, s3Endpoint)},
+		{name: "snapshot-s3-bucket", category: snapshots, servers: true,
+			usage: "there, to `BUCKET`",
+			set:   one(func(s *Config) *string { return &s.Snapshot.S3.Bucket }, nonEmpty)},
+		{name: "snapshot-s3-folder", category: snapshots, servers: true,
+			usage: "in that bucket, to `FOLDER`",
+			set:   one(func(s *Config) *string { return &s.Snapshot.S3.Folder }, s3Folder)},
+		{name: "snapshot-s3-region", category: snapshots, servers: true, defText: "us-east-1",
+			usage: "the bucket is in `REGION`",
+			set:   one(func(s *Config) *string { return &s.Snapshot.S3.Region }, nonEmpty)},
+		{name: "snapshot-s3-credentials", category: snapshots, servers: true,
+			usage: "read the access key from `FILE`, in the form of ~/.aws/credentials",
+			set:   one(func(s *Config) *string { return &s.Snapshot.S3.CredentialsFile }, absolutePath)},
+		{name: "snapshot-s3-cafile", category: snapshots, servers: true, defText: "the system's",
+			usage: "believe the S3 service by the CA certificates in `FILE`",
+			set:   one(func(s *Config) *string { return &s.Snapshot.S3.CAFile }, absolutePath)},
+		{name: "snapshot-s3-path-style", category: snapshots, kind: boolean, servers: true, def: "false",
+			usage: "name the bucket in the path and not in the host name, as services at home need it",
+			set:   one(func(s *Config) *bool { return &s.Snapshot.S3.PathStyle }, boolText)},
 
 		{name: "disable", category: components, servers: true, kind: list,
 			usage: "leave out a packaged `COMPONENT`: " + strings.Join(packaged(), ", "),

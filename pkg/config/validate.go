@@ -101,6 +101,7 @@ func (s *Config) validate(m machine, sources map[string]string) error {
 		s.validatePorts(sources),
 		s.validateFiles(m, sources),
 		s.validateRoles(sources),
+		s.validateSnapshots(sources),
 	)
 }
 

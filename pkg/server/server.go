@@ -48,6 +48,11 @@ const (
 func Run(ctx context.Context, cfg *config.Config) error {
 	m := agent.New(cfg)
 	s := &server{Machine: m, cfg: cfg, log: m.Logger(), etcdChanged: make(chan struct{}, 1)}
+	if name, err := completeRestore(cfg); err != nil {
+		return err
+	} else if name != "" {
+		s.log.Warn("a restore had been interrupted and has been completed", "component", "snapshot", "snapshot", name)
+	}
 	known, err := agent.Recall(cfg)
 	if err := errors.Join(err, s.preflight(ctx)); err != nil {
 		return err
@@ -112,7 +117,7 @@ func (s *server) run(ctx context.Context, known *agent.Membership) error {
 	s.LeaveCluster = s.leaveCluster(balancer)
 	s.LeaveFiles = []string{s.etcdDir(), datastore.MemberFile(s.etcdDir()), datastore.RemovedFile(s.etcdDir()), s.cfg.WriteKubeconfig,
 		filepath.Join(s.cfg.DataDir, "datastores.json")}
-	tasks := []func(context.Context) error{s.pki.Run, s.watchMembership, s.register(balancer)}
+	tasks := []func(context.Context) error{s.pki.Run, s.watchMembership, s.register(balancer), s.snapshots, s.finishRestore}
 	if s.joining != nil {
 		tasks = append(tasks, s.promote(balancer))
 	}

@@ -30,6 +30,9 @@ var owners = []struct {
 	{"github.com/coredns", []string{"pkg/dns"}},
 	{"github.com/miekg/dns", []string{"pkg/dns", "pkg/check", "tests"}},
 	{"go.etcd.io/etcd/server/v3", []string{"pkg/datastore"}},
+	{"go.etcd.io/etcd/etcdutl/v3", []string{"pkg/datastore"}},
+	{"github.com/minio/minio-go/v7", []string{"pkg/snapshot"}},
+	{"filippo.io/age", []string{"pkg/snapshot"}},
 	{"github.com/urfave/cli/v2", []string{"cmd", "pkg/config"}},
 	// They are files of their own, built beside the binary.
 	{"github.com/opencontainers/runc", nil},
