@@ -19,6 +19,7 @@ import (
 
 	"github.com/kedge-io/kedge/cmd/agent"
 	"github.com/kedge-io/kedge/cmd/check"
+	"github.com/kedge-io/kedge/cmd/manifests"
 	"github.com/kedge-io/kedge/cmd/netpol"
 	nodecmd "github.com/kedge-io/kedge/cmd/node"
 	"github.com/kedge-io/kedge/cmd/secretsencrypt"
@@ -71,7 +72,7 @@ func run(ctx context.Context, args []string) error {
 		Name:  "kedge",
 		Usage: "Kubernetes in one binary, for edge machines and home labs",
 		Commands: slices.Concat([]*cli.Command{server.Command(), agent.Command(), token.Command()}, nodecmd.Commands(),
-			[]*cli.Command{status.Command(), netpol.Command(), check.Command(), secretsencrypt.Command(), snapshot.Command()}, tools.Commands()),
+			[]*cli.Command{status.Command(), manifests.Command(), netpol.Command(), check.Command(), secretsencrypt.Command(), snapshot.Command()}, tools.Commands()),
 		Suggest:                true,
 		HideVersion:            true,
 		EnableBashCompletion:   true,

@@ -111,6 +111,9 @@ func disableHints() map[string]string {
 	return map[string]string{
 		"dns":            "this component is called " + ComponentCoreDNS,
 		"kube-dns":       "this component is called " + ComponentCoreDNS,
+		"join":           "these are the roles and records by which machines join: without them none can; they cannot be left out",
+		"node":           "these are the roles of the nodes: without them no node works; they cannot be left out",
+		"manifests":      "the manifests directory costs nothing while it is empty; leave it out",
 		"kube-proxy":     "use disable-kube-proxy",
 		"flannel":        "use flannel-backend none",
 		"traefik":        none,

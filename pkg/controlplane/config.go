@@ -47,7 +47,8 @@ type Config struct {
 
 	NodeName         string         `json:"nodeName"`
 	RunDir           string         `json:"runDir"`
-	QuerySocket      string         `json:"querySocket"` // of this machine: see tunnel.KedgePort
+	ManifestsDir     string         `json:"manifestsDir"` // the operator's
+	QuerySocket      string         `json:"querySocket"`  // of this machine: see tunnel.KedgePort
 	Datastore        Datastore      `json:"datastore"`
 	BindAddress      netip.Addr     `json:"bindAddress"`
 	Port             int            `json:"port"`

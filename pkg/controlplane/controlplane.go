@@ -31,6 +31,7 @@ import (
 	scheduleroptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 
 	"github.com/kedge-io/kedge/pkg/datastore"
+	"github.com/kedge-io/kedge/pkg/deploy"
 	"github.com/kedge-io/kedge/pkg/encryption"
 	"github.com/kedge-io/kedge/pkg/join/authority"
 	"github.com/kedge-io/kedge/pkg/supervise"
@@ -55,6 +56,8 @@ type plane struct {
 	alone      atomic.Bool // at the start of this process
 	tunnel     *tunnel.Server
 	nodes      coreinformers.NodeInformer
+	deployer   *deploy.Deployer
+	manifests  manifestsReport
 }
 
 // CheckArgs refuses flags that the components do not have or do not accept, before anything is started.
@@ -115,6 +118,8 @@ func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logg
 	p.nodes = informers.Core().V1().Nodes()
 	p.nodes.Informer()
 	defer informers.Shutdown()
+	p.manifests.child = child
+	p.deployer = deploy.New(deploy.Config{Client: p.client, REST: clientConfig, Dir: cfg.ManifestsDir, NodeName: cfg.NodeName, Log: log, Report: p.manifests.remark})
 	p.leadership, p.wanted = newLeadership(leadership{client: p.client, node: cfg.NodeName, log: log.With("component", "leadership"),
 		loops: func(ctx context.Context) error { return p.loops(ctx, clientConfig) }, follows: p.follows})
 
@@ -142,9 +147,7 @@ func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logg
 
 // afterAPIServer starts everything that is a client of the API as soon as it answers.
 func (p *plane) afterAPIServer(ctx context.Context, group *errgroup.Group, informers informers.SharedInformerFactory) error {
-	for _, c := range loopComponents() {
-		p.child.Report(c, supervise.Waiting, "for the API")
-	}
+	p.reportLoops(supervise.Waiting, "for the API")
 	if err := supervise.Poll(ctx, func() error { return healthy(ctx, p.client, "/livez/ping") }); err != nil {
 		return nil // the process is stopping
 	}
@@ -166,6 +169,8 @@ func (p *plane) afterAPIServer(ctx context.Context, group *errgroup.Group, infor
 		return nil
 	}
 	p.child.Report(ComponentAPIServer, supervise.Ready, "")
+	group.Go(func() error { p.deployer.Run(ctx); return nil })
+	group.Go(func() error { return p.deployer.Sync(ctx) })
 	return p.watchHealth(ctx)
 }
 
@@ -185,22 +190,27 @@ func (p *plane) isAlone(ctx context.Context) (bool, error) {
 	return alone, err
 }
 
-func loopComponents() []string {
-	return []string{ComponentScheduler, ComponentControllerManager, ComponentManifests}
-}
-
 // follows reports the loops of a server that waits: its part is to be there.
 func (p *plane) follows(leader string) {
-	for _, c := range loopComponents() {
-		p.child.Report(c, supervise.Ready, "standby, "+leader+" leads")
-	}
+	p.reportLoops(supervise.Ready, "standby, "+leader+" leads")
+}
+
+func (p *plane) reportLoops(state supervise.State, reason string) {
+	p.child.Report(ComponentScheduler, state, reason)
+	p.child.Report(ComponentControllerManager, state, reason)
+	p.manifests.report(state, reason)
 }
 
 // loops are what runs once in a cluster, where the leadership is. They end with ctx, all of them, or with an error.
 func (p *plane) loops(ctx context.Context, clientConfig *rest.Config) error {
 	group, ctx := errgroup.WithContext(ctx)
 	// Nodes wait for their rules: first things first.
-	group.Go(func() error { return p.applyManifests(ctx, clientConfig) })
+	group.Go(func() error {
+		if err := p.applyManifests(ctx, clientConfig); err != nil {
+			return err
+		}
+		return p.deployer.Apply(ctx)
+	})
 	group.Go(func() error {
 		p.child.Report(ComponentScheduler, supervise.Ready, "")
 		if err := p.runScheduler(component(ctx, ComponentScheduler)); err != nil && ctx.Err() == nil {
@@ -217,9 +227,7 @@ func (p *plane) loops(ctx context.Context, clientConfig *rest.Config) error {
 	})
 	p.runControllers(ctx, group)
 	err := group.Wait()
-	for _, c := range loopComponents() {
-		p.child.Report(c, supervise.Waiting, "for the lease "+leaseName)
-	}
+	p.reportLoops(supervise.Waiting, "for the lease "+leaseName)
 	return err
 }
 

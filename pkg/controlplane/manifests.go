@@ -11,6 +11,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"text/template"
 	"time"
 
@@ -28,22 +29,53 @@ import (
 // fieldManager owns what the manifests set.
 const fieldManager = "kedge"
 
+// manifestsReport is the state of one component of two parts: what Kedge brings along, and what the operator has in the manifests
+// directory. An error in the latter is a remark: the server works.
+type manifestsReport struct {
+	child  *supervise.Child
+	mu     sync.Mutex
+	state  supervise.State
+	reason string
+	said   string // about the directory
+}
+
+func (r *manifestsReport) report(state supervise.State, reason string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.state, r.reason = state, reason
+	r.send()
+}
+
+func (r *manifestsReport) remark(text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.said = text
+	r.send()
+}
+
+func (r *manifestsReport) send() {
+	reason := r.reason
+	if r.said != "" && reason != "" {
+		reason += "; "
+	}
+	r.child.Report(ComponentManifests, r.state, reason+r.said)
+}
+
 // applyManifests brings the embedded manifests into the cluster by server-side apply, again and again until it has succeeded
 // once: an object that did not change costs no write.
 func (p *plane) applyManifests(ctx context.Context, config *rest.Config) error {
-	child := p.child
 	client, err := dynamic.NewForConfig(config)
 	if err != nil {
 		return err
 	}
-	child.Report(ComponentManifests, supervise.Running, "")
+	p.manifests.report(supervise.Running, "")
 	for delay := 100 * time.Millisecond; ; delay = min(2*delay, 30*time.Second) {
 		err := p.applyAll(ctx, client)
 		if err == nil {
-			child.Report(ComponentManifests, supervise.Ready, "")
+			p.manifests.report(supervise.Ready, "")
 			return nil
 		}
-		child.Report(ComponentManifests, supervise.Failed, err.Error())
+		p.manifests.report(supervise.Failed, err.Error())
 		select {
 		case <-ctx.Done():
 			return nil

@@ -23,6 +23,7 @@ import (
 	"github.com/kedge-io/kedge/pkg/agent"
 	"github.com/kedge-io/kedge/pkg/apilb"
 	"github.com/kedge-io/kedge/pkg/datastore"
+	"github.com/kedge-io/kedge/pkg/deploy"
 	"github.com/kedge-io/kedge/pkg/join"
 	"github.com/kedge-io/kedge/pkg/join/authority"
 	"github.com/kedge-io/kedge/pkg/pki"
@@ -250,6 +251,8 @@ func (s *server) leaveCluster(b *apilb.Balancer) func(context.Context, bool, fun
 		} else if err != nil {
 			return err
 		}
+		// What the other servers have as well; what the operator has not brought into the cluster stays.
+		s.LeaveFiles = append(s.LeaveFiles, deploy.Copies(deploy.Dir(s.cfg.DataDir))...)
 		return nil
 	}
 }

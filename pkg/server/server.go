@@ -23,6 +23,7 @@ import (
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/controlplane"
 	"github.com/kedge-io/kedge/pkg/datastore"
+	"github.com/kedge-io/kedge/pkg/deploy"
 	"github.com/kedge-io/kedge/pkg/join"
 	"github.com/kedge-io/kedge/pkg/join/authority"
 	"github.com/kedge-io/kedge/pkg/node"
@@ -288,6 +289,7 @@ func (s *server) controlPlaneConfig() controlplane.Config {
 		Logging:               agent.LogConfig(c),
 		NodeName:              c.NodeName,
 		RunDir:                c.RunDir,
+		ManifestsDir:          deploy.Dir(c.DataDir),
 		QuerySocket:           agent.QuerySocket(c.RunDir),
 		Egress:                c.EgressMode,
 		BindAddress:           c.BindAddress,
