@@ -19,7 +19,6 @@ import (
 
 	"github.com/kedge-io/kedge/cmd/agent"
 	"github.com/kedge-io/kedge/cmd/check"
-	"github.com/kedge-io/kedge/cmd/manifests"
 	"github.com/kedge-io/kedge/cmd/netpol"
 	nodecmd "github.com/kedge-io/kedge/cmd/node"
 	"github.com/kedge-io/kedge/cmd/secretsencrypt"
@@ -71,8 +70,18 @@ func run(ctx context.Context, args []string) error {
 	app := &cli.App{
 		Name:  "kedge",
 		Usage: "Kubernetes in one binary, for edge machines and home labs",
-		Commands: slices.Concat([]*cli.Command{server.Command(), agent.Command(), token.Command()}, nodecmd.Commands(),
+		Commands: slices.Concat([]*cli.Command{
+			server.Command(),
+			agent.Command(),
+			token.Command(),
+		}, nodecmd.Commands(), []*cli.Command{
+		}, tools.Commands()),
+<<<<<<< HEAD
 			[]*cli.Command{status.Command(), manifests.Command(), netpol.Command(), check.Command(), secretsencrypt.Command(), snapshot.Command()}, tools.Commands()),
+=======
+			[]*cli.Command{status.Command(), images.Command(), netpol.Command(), check.Command(), secretsencrypt.Command(), snapshot.Command()},
+			tools.Commands()),
+>>>>>>> 3367aeb (images: kedge images list, save, import and pull; flags are taken behind arguments, too)
 		Suggest:                true,
 		HideVersion:            true,
 		EnableBashCompletion:   true,
@@ -83,7 +92,7 @@ func run(ctx context.Context, args []string) error {
 			os.Exit(2)
 		},
 	}
-	return app.RunContext(ctx, args)
+	return app.RunContext(ctx, flagsFirst(app, args))
 }
 
 // runChild is what the supervisor starts.

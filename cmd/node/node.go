@@ -6,11 +6,9 @@ package node
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -46,41 +44,17 @@ func remove() *cli.Command {
 				&cli.StringFlag{Name: "kubeconfig", Value: config.DefaultKubeconfig, Usage: "an administrator's kubeconfig, `FILE`"},
 			},
 			Action: func(c *cli.Context) error {
-				args, err := interspersed(c)
-				if err != nil || len(args) != 1 {
-					return errors.Join(err, errors.New("usage: kedge node remove [flags] NAME"))
+				if c.NArg() != 1 {
+					return errors.New("usage: kedge node remove [flags] NAME")
 				}
 				r, err := remover(c.String("kubeconfig"))
 				if err != nil {
 					return err
 				}
-				return removal{r, c.App.Writer, c.Bool("drain"), c.Duration("drain-timeout"), c.Bool("force"), c.Bool("dry-run")}.run(c.Context, args[0])
+				return removal{r, c.App.Writer, c.Bool("drain"), c.Duration("drain-timeout"), c.Bool("force"), c.Bool("dry-run")}.run(c.Context, c.Args().First())
 			},
 		}},
 	}
-}
-
-// interspersed gives the arguments of a command and takes flags behind them, too, which the library stops at.
-func interspersed(c *cli.Context) (args []string, err error) {
-	fs := flag.NewFlagSet(c.Command.Name, flag.ContinueOnError)
-	fs.SetOutput(io.Discard)
-	for _, f := range c.Command.Flags {
-		if err := f.Apply(fs); err != nil {
-			return nil, err
-		}
-	}
-	for rest := c.Args().Slice(); len(rest) > 0; {
-		if !strings.HasPrefix(rest[0], "-") {
-			args, rest = append(args, rest[0]), rest[1:]
-			continue
-		}
-		if err := fs.Parse(rest); err != nil {
-			return nil, err
-		}
-		rest = fs.Args()
-	}
-	fs.Visit(func(f *flag.Flag) { err = errors.Join(err, c.Set(f.Name, f.Value.String())) })
-	return args, err
 }
 
 func remover(kubeconfig string) (*authority.Remover, error) {

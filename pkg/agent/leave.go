@@ -108,7 +108,7 @@ func (m *Machine) beforeStop(name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	m.leaving.say("stopping the pods")
-	if err := node.RemovePods(ctx, node.ContainerdConfig{State: containerdState(m.cfg)}.Socket(), m.leaving.say); err != nil {
+	if err := node.RemovePods(ctx, m.containerdSocket(), m.leaving.say); err != nil {
 		m.leaving.say("some pods are left: " + err.Error())
 	}
 }

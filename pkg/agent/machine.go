@@ -273,7 +273,7 @@ func (m *Machine) containerdConfig(stage *embed.Tree) (node.ContainerdConfig, er
 	cfg := node.ContainerdConfig{
 		Logging:             LogConfig(c),
 		Root:                filepath.Join(c.DataDir, "containerd"),
-		State:               containerdState(c),
+		State:               filepath.Dir(ContainerdSocket(c.RunDir)),
 		Runc:                stage.Path(embed.Runc),
 		Shim:                stage.Path(embed.Shim),
 		CNIBinDir:           stage.CNIDir(),
@@ -292,8 +292,7 @@ func (m *Machine) containerdConfig(stage *embed.Tree) (node.ContainerdConfig, er
 	return cfg, nil
 }
 
-func containerdState(c *config.Config) string { return filepath.Join(c.RunDir, "containerd") }
-func cniConfDir(c *config.Config) string      { return filepath.Join(c.RunDir, "cni", "net.d") }
+func cniConfDir(c *config.Config) string { return filepath.Join(c.RunDir, "cni", "net.d") }
 
 // NodeConfig is the configuration of the [node] process. Without credentials it serves to check arguments.
 func NodeConfig(c *config.Config, credentials Credentials) node.Config {
@@ -306,7 +305,7 @@ func NodeConfig(c *config.Config, credentials Credentials) node.Config {
 		Kubeconfig:       credentials.Kubeconfig,
 		ServingCert:      credentials.ServingCert,
 		ClientCA:         credentials.ClientCA,
-		ContainerdSocket: node.ContainerdConfig{State: containerdState(c)}.Socket(),
+		ContainerdSocket: ContainerdSocket(c.RunDir),
 		RootDir:          c.KubeletRootDir,
 		RunDir:           c.RunDir,
 		DataDir:          c.DataDir,

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/kedge-io/kedge/pkg/netpolicy"
@@ -69,27 +71,45 @@ func (m *Machine) servePolicy(w http.ResponseWriter, r *http.Request) {
 
 // Query asks the Kedge of a node for a path of its QuerySocket, with the rights of an administrator (nodes/proxy).
 func Query(ctx context.Context, kubeconfig, node, path string, parameters url.Values) ([]byte, error) {
-	if _, err := os.Stat(kubeconfig); err != nil {
-		return nil, fmt.Errorf("an administrator's kubeconfig is needed: run this on a server, or give --kubeconfig: %w", err)
-	}
-	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	body, err := Ask(ctx, kubeconfig, node, http.MethodGet, path, parameters, nil)
 	if err != nil {
 		return nil, err
 	}
-	config.Timeout = 15 * time.Second
+	defer body.Close()
+	return io.ReadAll(body)
+}
+
+// Ask sends a request to the Kedge of a node, as Query does, and returns the answer while it is being made. It takes as long as ctx lets it.
+func Ask(ctx context.Context, kubeconfig, node, method, path string, parameters url.Values, body io.Reader) (io.ReadCloser, error) {
+	config, err := adminConfig(kubeconfig)
+	if err != nil {
+		return nil, err
+	}
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return nil, err
 	}
-	req := client.CoreV1().RESTClient().Get().Resource("nodes").Name("http:" + node + ":" + strconv.Itoa(tunnel.KedgePort)).SubResource("proxy").Suffix(path)
+	req := client.CoreV1().RESTClient().Verb(method).Resource("nodes").Name("http:" + node + ":" + strconv.Itoa(tunnel.KedgePort)).SubResource("proxy").Suffix(path)
 	for name, values := range parameters {
 		for _, v := range values {
 			req.Param(name, v)
 		}
 	}
-	b, err := req.DoRaw(ctx)
+	if body != nil {
+		req.SetHeader("Content-Type", "application/octet-stream").Body(body)
+	}
+	stream, err := req.Stream(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("ask node %s: %w", node, err)
 	}
-	return b, nil
+	return stream, nil
+}
+
+func adminConfig(kubeconfig string) (*rest.Config, error) {
+	if _, err := os.Stat(kubeconfig); err != nil {
+		return nil, fmt.Errorf("an administrator's kubeconfig is needed: run this on a server, or give --kubeconfig: %w", err)
+	}
+	return clientcmd.BuildConfigFromFlags("", kubeconfig)
 }

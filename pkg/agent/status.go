@@ -52,7 +52,7 @@ func SocketPath(runDir string) string { return filepath.Join(runDir, "kedge.sock
 func GetStatus(ctx context.Context, runDir string) (*Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	body, err := ask(ctx, runDir, http.MethodGet, "/status")
+	body, err := ask(ctx, runDir, http.MethodGet, "/status", nil)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +66,7 @@ func GetStatus(ctx context.Context, runDir string) (*Status, error) {
 
 // Leave has the Kedge of this machine leave its cluster and writes what it says.
 func Leave(ctx context.Context, runDir string, force bool, out io.Writer) error {
-	body, err := ask(ctx, runDir, http.MethodPost, "/leave?force="+strconv.FormatBool(force))
+	body, err := ask(ctx, runDir, http.MethodPost, "/leave?force="+strconv.FormatBool(force), nil)
 	if err != nil {
 		return err
 	}
@@ -87,14 +87,14 @@ func Leave(ctx context.Context, runDir string, force bool, out io.Writer) error 
 }
 
 // ask sends a request to the supervisor's socket.
-func ask(ctx context.Context, runDir, method, path string) (io.ReadCloser, error) {
+func ask(ctx context.Context, runDir, method, path string, send io.Reader) (io.ReadCloser, error) {
 	client := http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", SocketPath(runDir))
 		},
 		DisableKeepAlives: true,
 	}}
-	req, err := http.NewRequestWithContext(ctx, method, "http://kedge"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://kedge"+path, send)
 	if err != nil {
 		return nil, err
 	}
@@ -116,8 +116,8 @@ var ErrNotRunning = errors.New("kedge is not running on this machine: start it w
 // DefaultRunDir is where GetStatus looks unless told otherwise.
 const DefaultRunDir = config.DefaultRunDir
 
-// QuerySocket is where the servers of the cluster may ask the Kedge of a machine with that run directory: what tells, and changes
-// nothing.
+// QuerySocket is where the servers of the cluster may ask the Kedge of a machine with that run directory, for administrators: what tells, and
+// what an administrator might have any pod do, such as to bring images.
 func QuerySocket(runDir string) string { return filepath.Join(runDir, "query.sock") }
 
 // queries is what QuerySocket answers.
@@ -125,6 +125,9 @@ func (m *Machine) queries() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", m.serveStatus)
 	mux.HandleFunc("GET /"+queryPolicy, m.servePolicy)
+	mux.HandleFunc("GET /"+queryImages, m.serveImages)
+	mux.HandleFunc("POST /"+queryImages, m.serveImport)
+	mux.HandleFunc("POST /"+queryImages+"/pull", m.servePull)
 	return mux
 }
 

@@ -61,6 +61,7 @@ import (
 	_ "github.com/containerd/containerd/v2/plugins/streaming"
 	_ "github.com/containerd/containerd/v2/plugins/transfer"
 
+	"github.com/kedge-io/kedge/pkg/images"
 	"github.com/kedge-io/kedge/pkg/logging"
 	"github.com/kedge-io/kedge/pkg/supervise"
 )
@@ -166,13 +167,13 @@ func prepareImages(ctx context.Context, cfg ContainerdConfig, child *supervise.C
 		return err
 	}
 	defer client.Close()
-	im := importer{client: client, snapshotter: cfg.Snapshotter, log: log}
+	im := images.Store{Client: client, Snapshotter: cfg.Snapshotter, Log: log}
 	if cfg.PauseArchive != "" {
-		if err := im.ensure(ctx, cfg.PauseImage, cfg.PauseArchive); err != nil {
+		if err := im.Ensure(ctx, cfg.PauseImage, cfg.PauseArchive); err != nil {
 			return fmt.Errorf("pause image: %w", err)
 		}
 	}
-	err = im.importDir(ctx, cfg.ImagesDir, filepath.Join(cfg.Root, "imported.json"), func(progress string) {
+	err = im.ImportDir(ctx, cfg.ImagesDir, filepath.Join(cfg.Root, "imported.json"), func(progress string) {
 		child.Report(ComponentContainerd, supervise.Running, progress)
 	})
 	reason := ""

@@ -115,14 +115,6 @@ func TestComponents(t *testing.T) {
 	}
 }
 
-func TestIsArchive(t *testing.T) {
-	for name, want := range map[string]bool{"a.tar": true, "a.tar.gz": true, "a.tgz": true, "a.tar.zst": true, "a.txt": false, "tar": false, "a.tar.part": false} {
-		if isArchive(name) != want {
-			t.Errorf("%s: %v", name, !want)
-		}
-	}
-}
-
 func TestCheckArgs(t *testing.T) {
 	if err := CheckArgs(testConfig()); err != nil {
 		t.Errorf("Kedge's own values are refused: %v", err)

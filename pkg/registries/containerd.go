@@ -4,6 +4,7 @@ package registries
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/pelletier/go-toml/v2"
 )
@@ -191,4 +193,21 @@ func replace(path string, contents []byte) (changed bool, err error) {
 		return false, err
 	}
 	return true, os.Rename(temporary, path)
+}
+
+// Credentials gives what to log in with at a host that is connected to: a user and a password, or an empty user and a refresh token. Both are
+// empty if there is nothing for it. It is the form that containerd's resolver asks for.
+func (c *Config) Credentials(host string) (user, secret string, err error) {
+	a := c.settings(host).auth
+	switch {
+	case a == nil:
+		return "", "", nil
+	case a.IdentityToken != "":
+		return "", a.IdentityToken, nil
+	case a.Auth != "":
+		decoded, err := base64.StdEncoding.DecodeString(a.Auth)
+		user, secret, _ = strings.Cut(string(decoded), ":")
+		return user, secret, err
+	}
+	return a.Username, a.Password, nil
 }

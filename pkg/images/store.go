@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package node
+// Package images brings container images to nodes without a registry: it finds out which ones a cluster or its manifests need, packs
+// them into one archive, and imports archives into the containerd of a node.
+package images
 
 import (
 	"context"
@@ -23,18 +25,30 @@ import (
 // pinned keeps an image out of the kubelet's garbage collection: an air-gapped node could not get it back.
 const pinnedLabel, pinnedValue = "io.cri-containerd.pinned", "pinned"
 
-// importer brings image archives (OCI layout or docker save, plain or compressed) into containerd.
-type importer struct {
-	client      *containerd.Client
-	snapshotter string
-	log         *slog.Logger
+// Store is the images of a node: those in the namespace k8s.io of its containerd.
+type Store struct {
+	Client      *containerd.Client
+	Snapshotter string
+	Log         *slog.Logger
 }
 
-// ensure imports archive unless the image name is there already and complete.
-func (im importer) ensure(ctx context.Context, name, archive string) error {
-	img, err := im.client.GetImage(ctx, name)
+// Open connects to the containerd that listens on socket. It must be running.
+func Open(socket, snapshotter string, log *slog.Logger) (Store, error) {
+	client, err := containerd.New(socket, containerd.WithDefaultNamespace("k8s.io"), containerd.WithTimeout(5*time.Second))
+	if err != nil {
+		return Store{}, fmt.Errorf("containerd does not answer on %s: %w", socket, err)
+	}
+	return Store{client, snapshotter, log}, nil
+}
+
+// Close ends the connection.
+func (im Store) Close() error { return im.Client.Close() }
+
+// Ensure imports archive unless the image name is there already and complete.
+func (im Store) Ensure(ctx context.Context, name, archive string) error {
+	img, err := im.Client.GetImage(ctx, name)
 	if err == nil {
-		if unpacked, err := img.IsUnpacked(ctx, im.snapshotter); err == nil && unpacked {
+		if unpacked, err := img.IsUnpacked(ctx, im.Snapshotter); err == nil && unpacked {
 			return nil
 		}
 	} else if !errdefs.IsNotFound(err) {
@@ -44,29 +58,38 @@ func (im importer) ensure(ctx context.Context, name, archive string) error {
 	return err
 }
 
-// importFile imports and unpacks one archive and returns the names of the images in it.
-func (im importer) importFile(ctx context.Context, file string) ([]string, error) {
+func (im Store) importFile(ctx context.Context, file string) ([]string, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	stream, err := compression.DecompressStream(f)
+	names, err := im.Import(ctx, f)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
+	return names, nil
+}
+
+// Import imports and unpacks an archive (OCI layout or docker save, plain or compressed) and returns the names of the images in it.
+// They are pinned: the kubelet's garbage collection leaves them alone.
+func (im Store) Import(ctx context.Context, archive io.Reader) ([]string, error) {
+	stream, err := compression.DecompressStream(archive)
+	if err != nil {
+		return nil, err
+	}
 	defer stream.Close()
-	images, err := im.client.Import(ctx, stream, containerd.WithImageLabels(map[string]string{
+	images, err := im.Client.Import(ctx, stream, containerd.WithImageLabels(map[string]string{
 		pinnedLabel: pinnedValue, "io.cri-containerd.image": "managed",
 	}), containerd.WithSkipMissing())
 	if err != nil {
-		return nil, fmt.Errorf("%s: not an image archive that can be imported (OCI layout or docker save): %w", file, err)
+		return nil, fmt.Errorf("not an image archive that can be imported (OCI layout or docker save): %w", err)
 	}
 	var names []string
 	for _, i := range images {
 		names = append(names, i.Name)
-		if err := containerd.NewImage(im.client, i).Unpack(ctx, im.snapshotter); err != nil {
-			return nil, fmt.Errorf("%s: unpack %s: %w", file, i.Name, err)
+		if err := containerd.NewImage(im.Client, i).Unpack(ctx, im.Snapshotter); err != nil {
+			return nil, fmt.Errorf("unpack %s: %w", i.Name, err)
 		}
 	}
 	return names, nil
@@ -80,13 +103,13 @@ type imported struct {
 	Images  []string      `json:"images"`
 }
 
-// importDir imports every archive of dir that record does not know, and reports what it is busy with. All archives are tried;
+// ImportDir imports every archive of dir that record does not know, and reports what it is busy with. All archives are tried;
 // the error joins what went wrong.
-func (im importer) importDir(ctx context.Context, dir, record string, progress func(string)) error {
+func (im Store) ImportDir(ctx context.Context, dir, record string, progress func(string)) error {
 	known := map[string]imported{}
 	if b, err := os.ReadFile(record); err == nil {
 		if err := json.Unmarshal(b, &known); err != nil {
-			im.log.Warn("unreadable record of imported images, importing all again", "file", record, "error", err)
+			im.Log.Warn("unreadable record of imported images, importing all again", "file", record, "error", err)
 			known = map[string]imported{}
 		}
 	}
@@ -129,7 +152,7 @@ func isArchive(name string) bool {
 }
 
 // importOnce imports file unless known says that it has been; fresh is true when it had to look at the content.
-func (im importer) importOnce(ctx context.Context, file string, known imported, progress func(string)) (now imported, fresh bool, err error) {
+func (im Store) importOnce(ctx context.Context, file string, known imported, progress func(string)) (now imported, fresh bool, err error) {
 	info, err := os.Stat(file)
 	if err != nil {
 		return known, false, err
@@ -151,14 +174,14 @@ func (im importer) importOnce(ctx context.Context, file string, known imported, 
 	if now.Images, err = im.importFile(ctx, file); err != nil {
 		return known, false, err
 	}
-	im.log.Info("imported image archive", "file", file, "images", now.Images, "took", time.Since(start).Round(time.Millisecond))
+	im.Log.Info("imported image archive", "file", file, "images", now.Images, "took", time.Since(start).Round(time.Millisecond))
 	return now, true, nil
 }
 
 // complete says whether all named images are still there.
-func (im importer) complete(ctx context.Context, names []string) bool {
+func (im Store) complete(ctx context.Context, names []string) bool {
 	for _, name := range names {
-		if _, err := im.client.ImageService().Get(ctx, name); err != nil {
+		if _, err := im.Client.ImageService().Get(ctx, name); err != nil {
 			return false
 		}
 	}
