@@ -19,6 +19,8 @@ import (
 
 	"github.com/kedge-io/kedge/cmd/agent"
 	"github.com/kedge-io/kedge/cmd/check"
+	"github.com/kedge-io/kedge/cmd/images"
+	"github.com/kedge-io/kedge/cmd/manifests"
 	"github.com/kedge-io/kedge/cmd/netpol"
 	nodecmd "github.com/kedge-io/kedge/cmd/node"
 	"github.com/kedge-io/kedge/cmd/secretsencrypt"
@@ -75,13 +77,14 @@ func run(ctx context.Context, args []string) error {
 			agent.Command(),
 			token.Command(),
 		}, nodecmd.Commands(), []*cli.Command{
+			status.Command(),
+			images.Command(),
+			manifests.Command(),
+			netpol.Command(),
+			check.Command(),
+			secretsencrypt.Command(),
+			snapshot.Command(),
 		}, tools.Commands()),
-<<<<<<< HEAD
-			[]*cli.Command{status.Command(), manifests.Command(), netpol.Command(), check.Command(), secretsencrypt.Command(), snapshot.Command()}, tools.Commands()),
-=======
-			[]*cli.Command{status.Command(), images.Command(), netpol.Command(), check.Command(), secretsencrypt.Command(), snapshot.Command()},
-			tools.Commands()),
->>>>>>> 3367aeb (images: kedge images list, save, import and pull; flags are taken behind arguments, too)
 		Suggest:                true,
 		HideVersion:            true,
 		EnableBashCompletion:   true,
