@@ -129,7 +129,9 @@ func TestBundle(t *testing.T) {
 	if !slices.ContainsFunc(node.Images, func(i struct {
 		Names  []string
 		Pinned bool
-	}) bool { return i.Pinned && slices.Contains(i.Names, shopImage) }) {
+	}) bool {
+		return i.Pinned && slices.Contains(i.Names, shopImage)
+	}) {
 		t.Errorf("the image is not pinned: garbage collection would remove it: %+v", node.Images)
 	}
 
