@@ -13,11 +13,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -322,7 +320,6 @@ func NodeConfig(c *config.Config, credentials Credentials) node.Config {
 		DNS:              !c.Disabled(config.ComponentCoreDNS),
 		NetworkPolicy:    !c.Disabled(config.ComponentNetworkPolicy) && c.FlannelBackend != config.FlannelNone,
 		ServiceLB:        !c.Disabled(config.ComponentServiceLB),
-		ServiceLBPool:    c.ServiceLBPool,
 		KubeletArgs:      c.KubeletArgs,
 		ProxyArgs:        c.KubeProxyArgs,
 	}
@@ -369,47 +366,4 @@ func (m *Machine) tlsConfig() (*tls.Config, error) {
 		return nil, err
 	}
 	return &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}, nil
-}
-
-// watchAddress ends the machine for a fresh start when the node's address is gone for good and was not chosen by the operator: with
-// DHCP, or after a move, it is another one, and it stands in certificates and in everybody's configuration.
-func (m *Machine) watchAddress(ctx context.Context) error {
-	if _, given := m.cfg.Given["node-ip"]; given {
-		return nil
-	}
-	missing := 0
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(5 * time.Second):
-		}
-		if has, err := hasAddresses(m.cfg.NodeIP); err != nil || has {
-			missing = 0
-			continue
-		}
-		// A link that goes down and comes back may lose its address for a moment, and without another one there is nothing to do.
-		if missing++; missing < 3 {
-			continue
-		}
-		if now, err := m.cfg.ChooseAddresses(); err == nil && !slices.Equal(now, m.cfg.NodeIP) {
-			m.log.Warn("the node's address has changed, starting again with the new one", "was", m.cfg.NodeIP, "is", now)
-			return ErrRestart
-		}
-	}
-}
-
-// hasAddresses says whether the machine has all of them.
-func hasAddresses(wanted []netip.Addr) (bool, error) {
-	list, err := net.InterfaceAddrs()
-	if err != nil {
-		return false, err
-	}
-	missing := slices.DeleteFunc(slices.Clone(wanted), func(a netip.Addr) bool {
-		return slices.ContainsFunc(list, func(have net.Addr) bool {
-			p, err := netip.ParsePrefix(have.String())
-			return err == nil && p.Addr().Unmap() == a
-		})
-	})
-	return len(missing) == 0, nil
 }
