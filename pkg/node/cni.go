@@ -4,8 +4,10 @@ package node
 
 import (
 	"encoding/json"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -61,8 +63,16 @@ func conflist(cfg Config, podCIDRs config.Prefixes, mtu int) ([]byte, error) {
 		{"type": "portmap", "capabilities": object{"portMappings": true}, "snat": true, "backend": "nftables"},
 		{"type": "bandwidth", "capabilities": object{"bandwidth": true}},
 	}
+	last := object{"type": "kedge-policy"}
+	if slices.ContainsFunc(podCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		last["ipv6"] = true
+		plugins = append([]object{{"type": "kedge-policy", "ipv6": true}}, plugins...)
+	}
 	if cfg.NetworkPolicy {
-		plugins = append(plugins, object{"type": "kedge-policy", "socket": cfg.policySocket(), "dir": cfg.policyDir()})
+		last["socket"], last["dir"] = cfg.policySocket(), cfg.policyDir()
+	}
+	if len(last) > 1 {
+		plugins = append(plugins, last)
 	}
 	return json.MarshalIndent(object{
 		"cniVersion": "1.0.0",
