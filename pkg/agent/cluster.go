@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -34,6 +35,13 @@ type Membership struct {
 	Joined bool `json:"joined"`
 	// Registered says that an agent's Node has been there: if it is not any more, somebody removed it.
 	Registered bool `json:"registered,omitempty"`
+	// Asked is what the machine's own options asked of the cluster when that was last brought into it, see [config.Config.Asks].
+	Asked map[string]string `json:"asked,omitempty"`
+
+	// Changes and Others are settings of the cluster which this start's options ask to change, and in which the cluster was changed
+	// elsewhere, see [config.Config.AdoptAgain].
+	Changes []string `json:"-"`
+	Others  []string `json:"-"`
 }
 
 func membershipFile(cfg *config.Config) string { return filepath.Join(cfg.DataDir, "cluster.json") }
@@ -44,7 +52,8 @@ func Recall(cfg *config.Config) (*Membership, error) {
 	if known == nil || err != nil {
 		return nil, err
 	}
-	if err := cfg.Adopt(known.Cluster); errors.Is(err, config.ErrIncomplete) {
+	known.Changes, known.Others, err = cfg.AdoptAgain(known.Cluster, known.Asked)
+	if errors.Is(err, config.ErrIncomplete) {
 		return nil, damaged(membershipFile(cfg), err)
 	} else if err != nil {
 		return nil, err
@@ -68,12 +77,30 @@ func readMembership(cfg *config.Config) (*Membership, error) {
 	return &known, nil
 }
 
+// Follow keeps the cluster's settings as they are now, and that they have what this machine's options ask for.
+func Follow(cfg *config.Config, c config.Cluster) error {
+	known, err := readMembership(cfg)
+	if err != nil || known == nil { // left meanwhile
+		return err
+	}
+	asks := cfg.Asks()
+	if len(known.Cluster.Changed(c)) == 0 && maps.Equal(asks, known.Asked) {
+		return nil
+	}
+	known.Cluster.Change(c, known.Cluster.Changed(c))
+	known.Asked = asks
+	return Remember(cfg, *known)
+}
+
 func damaged(file string, err error) error {
 	return fmt.Errorf("%s is damaged: %w; take it from another node of the cluster, it is the same everywhere, but for \"joined\" and \"registered\"", file, err)
 }
 
-// Remember keeps it for later starts.
+// Remember keeps it for later starts. Without Asked it is what the options ask for now.
 func Remember(cfg *config.Config, known Membership) error {
+	if known.Asked == nil {
+		known.Asked = cfg.Asks()
+	}
 	b, err := json.MarshalIndent(known, "", "  ")
 	if err != nil {
 		return err

@@ -33,10 +33,73 @@ var ErrIncomplete = errors.New("the cluster's settings are incomplete")
 // Adopt takes over what the cluster agreed on. An option that was given for this node and says something else is an error that
 // names both values; only the proxy mode may differ from node to node. What was chosen by the address families of the cluster is
 // chosen anew if they are others than it seemed.
-func (s *Config) Adopt(c Cluster) error { return s.adopt(c, thisMachine) }
+func (s *Config) Adopt(c Cluster) error { return s.adopt(c, nil, thisMachine) }
 
-func (s *Config) adopt(c Cluster, look func() (machine, error)) error {
-	if err := errors.Join(c.complete(), s.contradictions(c)); err != nil {
+// changeable are the settings that a cluster can change after its first start: a server that is started with another value than at its
+// last start changes them for all. What a server's options have said all along does not: others may have changed it since.
+func changeable() []string { return []string{"servicelb-pool", "api-vip"} }
+
+// Asks are those settings of the cluster that can be changed, by the names of their options, which this node's own options give, as text.
+func (s *Config) Asks() map[string]string {
+	asks := map[string]string{}
+	for _, name := range changeable() {
+		if _, given := s.Given[name]; given {
+			asks[name] = text(s.setting(name).Interface())
+		}
+	}
+	return asks
+}
+
+// AdoptAgain is Adopt for a node that was part of the cluster before, whose options asked for something then, see [Config.Asks]. It
+// returns the names of the settings that they ask to change, which the node goes by already, and of those in which the cluster is
+// another than they say, because it was changed elsewhere: that is no error.
+func (s *Config) AdoptAgain(c Cluster, asked map[string]string) (changes, others []string, err error) {
+	asks := s.Asks()
+	for _, name := range changeable() {
+		now, given := asks[name]
+		before, had := asked[name]
+		cluster := c.setting(name)
+		switch {
+		case given && (!had || now != before), !given && had:
+			cluster.Set(s.setting(name)) // the zero value, if it is not given any more
+			changes = append(changes, name)
+		case given && now != text(cluster.Interface()):
+			others = append(others, name)
+		}
+	}
+	return changes, others, s.adopt(c, others, thisMachine)
+}
+
+// Change gives c those settings of from that have these names.
+func (c *Cluster) Change(from Cluster, names []string) {
+	for _, name := range names {
+		c.setting(name).Set(from.setting(name))
+	}
+}
+
+// Changed names the settings that can be changed in which two clusters differ.
+func (c *Cluster) Changed(other Cluster) []string {
+	return slices.DeleteFunc(changeable(), func(name string) bool {
+		return text(c.setting(name).Interface()) == text(other.setting(name).Interface())
+	})
+}
+
+// Setting is the text of a setting, by the name of its option.
+func (c *Cluster) Setting(name string) string { return text(c.setting(name).Interface()) }
+
+// setting is a field, by the name of its option.
+func (c *Cluster) setting(name string) reflect.Value {
+	v := reflect.ValueOf(c).Elem()
+	for i := range v.NumField() {
+		if v.Type().Field(i).Tag.Get("json") == name {
+			return v.Field(i)
+		}
+	}
+	return reflect.Value{}
+}
+
+func (s *Config) adopt(c Cluster, others []string, look func() (machine, error)) error {
+	if err := errors.Join(c.complete(), s.contradictions(c, others)); err != nil {
 		return err
 	}
 	mode := s.ProxyMode
@@ -91,14 +154,14 @@ func (c Cluster) complete() error {
 	return nil
 }
 
-// contradictions are the options of this node that say something else than the cluster.
-func (s *Config) contradictions(c Cluster) error {
+// contradictions are the options of this node that say something else than the cluster, but for those that may.
+func (s *Config) contradictions(c Cluster, may []string) error {
 	var errs []error
 	own, cluster := reflect.ValueOf(s.Cluster), reflect.ValueOf(c)
 	for i := range own.NumField() {
 		name := own.Type().Field(i).Tag.Get("json")
 		source, given := s.Given[name]
-		if mine, theirs := text(own.Field(i).Interface()), text(cluster.Field(i).Interface()); given && mine != theirs && name != "proxy-mode" {
+		if mine, theirs := text(own.Field(i).Interface()), text(cluster.Field(i).Interface()); given && mine != theirs && name != "proxy-mode" && !slices.Contains(may, name) {
 			errs = append(errs, fmt.Errorf("%s: %s contradicts the cluster, which was made with %s; leave it out, every node takes it from the cluster",
 				source, mine, theirs))
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -54,7 +55,7 @@ func TestAdopt(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := s.adopt(test.cluster, noLook); err != nil {
+			if err := s.adopt(test.cluster, nil, noLook); err != nil {
 				t.Fatal(err)
 			}
 			want := test.cluster
@@ -110,7 +111,7 @@ func TestAdoptRefuses(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = s.adopt(test.cluster, testMachine)
+			err = s.adopt(test.cluster, nil, testMachine)
 			if err == nil {
 				t.Fatalf("accepted: %+v", s)
 			}
@@ -143,7 +144,7 @@ func TestAdoptOtherFamily(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := s.adopt(testCluster(ipv6), testMachine); err != nil {
+			if err := s.adopt(testCluster(ipv6), nil, testMachine); err != nil {
 				t.Fatal(err)
 			}
 			if len(s.NodeIP) != 1 || s.NodeIP[0].String() != test.node || s.BindAddress.String() != test.bind || s.AdvertiseAddress.String() != test.advertise {
@@ -172,12 +173,63 @@ func TestJoinerKnowsNoNetworks(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if err := s.adopt(testCluster(nil), noLook); err == nil || !strings.Contains(err.Error(), "10.42.0.7 lies inside of cluster-cidr") {
+		if err := s.adopt(testCluster(nil), nil, noLook); err == nil || !strings.Contains(err.Error(), "10.42.0.7 lies inside of cluster-cidr") {
 			t.Errorf("%s in a cluster whose pods have that network: %v", name, err)
 		}
 	}
 	in := input{args: []string{"--server=192.0.2.1", "--cluster-cidr=10.42.0.0/17"}}
 	if _, err := in.run(t, look); err == nil || !strings.Contains(err.Error(), "10.42.0.7 lies inside of cluster-cidr 10.42.0.0/17") {
 		t.Errorf("a joining server that was told the network: %v", err)
+	}
+}
+
+func TestAdoptAgain(t *testing.T) {
+	const pool, vip = "servicelb-pool", "api-vip"
+	cluster := testCluster(func(c *Cluster) {
+		c.ServiceLBPool = []AddressRange{{netip.MustParseAddr("198.51.100.5"), netip.MustParseAddr("198.51.100.6")}}
+		c.APIVIP = []netip.Addr{netip.MustParseAddr("198.51.100.9")}
+	})
+	const clusterPool, clusterVIP = "198.51.100.5-198.51.100.6", "198.51.100.9"
+	for name, test := range map[string]struct {
+		args            []string
+		asked           map[string]string
+		changes, others []string
+		pool, vip       string
+		err             string
+	}{
+		"nothing given":            {pool: clusterPool, vip: clusterVIP},
+		"as at the last start":     {args: []string{"--servicelb-pool=" + clusterPool}, asked: map[string]string{pool: clusterPool}, pool: clusterPool, vip: clusterVIP},
+		"another value":            {args: []string{"--servicelb-pool=198.51.100.16/28"}, asked: map[string]string{pool: clusterPool}, changes: []string{pool}, pool: "198.51.100.16-198.51.100.31", vip: clusterVIP},
+		"given for the first time": {args: []string{"--api-vip=198.51.100.7"}, changes: []string{vip}, pool: clusterPool, vip: "198.51.100.7"},
+		"not given any more":       {asked: map[string]string{pool: clusterPool, vip: clusterVIP}, changes: []string{pool, vip}, pool: "nothing", vip: "nothing"},
+		"changed elsewhere":        {args: []string{"--servicelb-pool=198.51.100.1"}, asked: map[string]string{pool: "198.51.100.1"}, others: []string{pool}, pool: clusterPool, vip: clusterVIP},
+		"of an earlier version":    {args: []string{"--servicelb-pool=" + clusterPool}, changes: []string{pool}, pool: clusterPool, vip: clusterVIP},
+		"does not fit":             {args: []string{"--api-vip=198.51.100.5"}, err: "--api-vip: 198.51.100.5 is in servicelb-pool"},
+		"still a contradiction":    {args: []string{"--cluster-cidr=10.9.0.0/16"}, err: "--cluster-cidr: 10.9.0.0/16 contradicts the cluster"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := input{args: append(test.args, "--node-ip=192.0.2.7")}.run(t, testMachine)
+			if err != nil {
+				t.Fatal(err)
+			}
+			changes, others, err := s.AdoptAgain(cluster, test.asked)
+			if test.err != "" {
+				if err == nil || !strings.Contains(err.Error(), test.err) {
+					t.Errorf("error %v, want %q", err, test.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(changes, test.changes) || !slices.Equal(others, test.others) || text(s.ServiceLBPool) != test.pool || text(s.APIVIP) != test.vip {
+				t.Errorf("changes %v, others %v, %s, %s", changes, others, text(s.ServiceLBPool), text(s.APIVIP))
+			}
+			made := cluster
+			made.Change(s.Cluster, changes)
+			if got := s.Changed(made); len(got) > 0 {
+				t.Errorf("after the change the cluster differs in %v", got)
+			}
+		})
 	}
 }

@@ -30,6 +30,7 @@ import (
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 	scheduleroptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
 
+	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/datastore"
 	"github.com/kedge-io/kedge/pkg/deploy"
 	"github.com/kedge-io/kedge/pkg/encryption"
@@ -58,6 +59,10 @@ type plane struct {
 	nodes      coreinformers.NodeInformer
 	deployer   *deploy.Deployer
 	manifests  manifestsReport
+
+	settings    atomic.Pointer[config.Cluster] // the cluster's; nil: those of cfg
+	poolChanged chan struct{}
+	vipChanged  chan struct{}
 }
 
 // CheckArgs refuses flags that the components do not have or do not accept, before anything is started.
@@ -67,7 +72,7 @@ func CheckArgs(cfg Config) error {
 }
 
 func newPlane(cfg Config) (*plane, error) {
-	p := &plane{cfg: cfg, apiserver: apiserveroptions.NewServerRunOptions(), scheduler: scheduleroptions.NewOptions()}
+	p := &plane{cfg: cfg, poolChanged: make(chan struct{}, 1), vipChanged: make(chan struct{}, 1), apiserver: apiserveroptions.NewServerRunOptions(), scheduler: scheduleroptions.NewOptions()}
 	var err error
 	if p.controllerManager, err = controllermanageroptions.NewKubeControllerManagerOptions(); err != nil {
 		return nil, fmt.Errorf("controller manager: %w", err)
@@ -154,9 +159,8 @@ func (p *plane) afterAPIServer(ctx context.Context, group *errgroup.Group, infor
 	informers.Start(ctx.Done())
 	group.Go(func() error { p.keepTokens(ctx); return nil })
 	group.Go(func() error { p.dropDead(ctx); return nil })
-	if len(p.cfg.Cluster.APIVIP) > 0 {
-		group.Go(func() error { return p.runAPIVIP(ctx) })
-	}
+	group.Go(func() error { p.followSettings(ctx); return nil })
+	group.Go(func() error { p.runAPIVIP(ctx); return nil })
 	group.Go(func() error {
 		alone, err := p.isAlone(ctx)
 		if err != nil {

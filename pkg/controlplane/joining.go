@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -103,31 +102,12 @@ func (p *plane) runControllers(ctx context.Context, group *errgroup.Group) {
 		group.Go(func() error { p.members.Tend(ctx, p.log.With("component", datastore.Component)); return nil })
 	}
 	if !slices.Contains(p.cfg.Cluster.Disable, config.ComponentServiceLB) {
-		lb := servicelb.NewController(servicelb.ControllerConfig{Client: p.client, Pool: p.cfg.Cluster.ServiceLBPool, APIPort: p.cfg.Port, BalancerPort: p.cfg.BalancerPort}, p.log)
+		lb := servicelb.NewController(servicelb.ControllerConfig{
+			Client: p.client, Pool: func() servicelb.Pool { return p.cluster().ServiceLBPool }, PoolChanged: p.poolChanged,
+			APIPort: p.cfg.Port, BalancerPort: p.cfg.BalancerPort,
+		}, p.log)
 		group.Go(func() error { return lb.Run(ctx) })
 	}
-}
-
-// runAPIVIP has the floating addresses of the API on this machine while it is this server's turn.
-func (p *plane) runAPIVIP(ctx context.Context) error {
-	vip := servicelb.NewAPIVIP(servicelb.APIVIPConfig{
-		NodeName: p.cfg.NodeName, Client: p.client, Addresses: p.cfg.Cluster.APIVIP, NodeAddress: p.cfg.AdvertiseAddress,
-		Healthy: func(ctx context.Context) error { return healthy(ctx, p.client, "/readyz") },
-	}, p.log)
-	go func() {
-		for ctx.Err() == nil {
-			if err := vip.Ready(); err != nil {
-				p.child.Report(ComponentAPIVIP, supervise.Running, err.Error())
-			} else {
-				p.child.Report(ComponentAPIVIP, supervise.Ready, "")
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(5 * time.Second):
-			}
-		}
-	}()
-	return vip.Run(ctx)
 }
 
 // keepTokens makes known what lets machines in: the settings that they have to share, and the tokens that the operator chose.

@@ -77,8 +77,6 @@ type Config struct {
 	DNS           bool               `json:"dns"`
 	NetworkPolicy bool               `json:"networkPolicy"` // not without a Backend: other CNI plugins have their own ways
 	ServiceLB     bool               `json:"serviceLB"`
-	// ServiceLBPool are the addresses that services of type LoadBalancer get; empty: those of the nodes.
-	ServiceLBPool []config.AddressRange `json:"serviceLBPool,omitempty"`
 
 	// ExternalAddress is where other networks reach the node. With FlannelExternalIP the other nodes send there, too.
 	ExternalAddress   []netip.Addr `json:"externalAddress,omitempty"`

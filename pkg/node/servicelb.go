@@ -16,7 +16,7 @@ func (n *node) runServiceLB(ctx context.Context) error {
 		return nil // the process is stopping
 	}
 	lb, err := servicelb.NewNode(servicelb.NodeConfig{
-		NodeName: n.cfg.Name, Client: n.client, ClusterCIDRs: n.cfg.ClusterCIDR, Pool: n.cfg.ServiceLBPool,
+		NodeName: n.cfg.Name, Client: n.client, ClusterCIDRs: n.cfg.ClusterCIDR,
 	}, n.log)
 	if err != nil {
 		return err

@@ -48,7 +48,7 @@ const (
 // Run starts a server and blocks until ctx ends and everything has stopped. What it refuses, it refuses before it writes.
 func Run(ctx context.Context, cfg *config.Config) error {
 	m := agent.New(cfg)
-	s := &server{Machine: m, cfg: cfg, log: m.Logger(), etcdChanged: make(chan struct{}, 1)}
+	s := &server{Machine: m, cfg: cfg, log: m.Logger(), etcdChanged: make(chan struct{}, 1), renamed: make(chan struct{}, 1)}
 	if name, err := completeRestore(cfg); err != nil {
 		return err
 	} else if name != "" {
@@ -78,7 +78,11 @@ type server struct {
 
 	cfg *config.Config
 	log *slog.Logger
-	pki *pki.PKI
+	pki *pki.PKI // for the places of files
+
+	keys     atomic.Pointer[pki.PKI]        // which renews them; another one after a change of names
+	renamed  chan struct{}                  // the API has other floating addresses
+	settings atomic.Pointer[config.Cluster] // nil: those of cfg
 
 	tokens    []controlplane.OperatorToken
 	bootstrap bool // this start makes a cluster
@@ -105,7 +109,8 @@ func (s *server) run(ctx context.Context, known *agent.Membership) error {
 		Kubeconfig: s.pki.KubeconfigFile(pki.KubeletClient), ClientCert: s.pki.CertFile(pki.KubeletClient),
 		ServingCert: s.pki.CertFile(pki.KubeletServing), ServerCA: s.pki.CertFile(pki.ServerCA), ClientCA: s.pki.CertFile(pki.ClientCA),
 	}
-	s.Certificates = s.pki.Status
+	s.keys.Store(s.pki)
+	s.Certificates = func() []pki.CertStatus { return s.keys.Load().Status() }
 	s.OnChange, s.OnServers = s.observe, s.followServers
 	local := ""
 	if s.cfg.HasControlPlane() {
@@ -118,7 +123,7 @@ func (s *server) run(ctx context.Context, known *agent.Membership) error {
 	s.LeaveCluster = s.leaveCluster(balancer)
 	s.LeaveFiles = []string{s.etcdDir(), datastore.MemberFile(s.etcdDir()), datastore.RemovedFile(s.etcdDir()), s.cfg.WriteKubeconfig,
 		filepath.Join(s.cfg.DataDir, "datastores.json")}
-	tasks := []func(context.Context) error{s.pki.Run, s.watchMembership, s.register(balancer), s.snapshots, s.finishRestore}
+	tasks := []func(context.Context) error{s.keepKeys, s.watchMembership, s.register(balancer), s.followCluster(balancer, known), s.snapshots, s.finishRestore}
 	if s.joining != nil {
 		tasks = append(tasks, s.promote(balancer))
 	}
@@ -190,7 +195,7 @@ func (s *server) pkiConfig() pki.Config {
 		AdvertiseAddress:    c.AdvertiseAddress,
 		ServiceIPs:          serviceIPs(c.ServiceCIDR),
 		ClusterDomain:       c.ClusterDomain,
-		ExtraSANs:           append(slices.Clone(c.TLSSANs), texts(c.APIVIP)...),
+		ExtraSANs:           append(slices.Clone(c.TLSSANs), texts(s.cluster().APIVIP)...),
 		APIHost:             s.apiHost(),
 		APIPort:             c.HTTPSListenPort,
 		BalancerPort:        c.LBServerPort,
@@ -296,7 +301,7 @@ func (s *server) controlPlaneConfig() controlplane.Config {
 		Port:                  c.HTTPSListenPort,
 		AdvertiseAddress:      c.AdvertiseAddress,
 		BalancerPort:          c.LBServerPort,
-		Cluster:               c.Cluster,
+		Cluster:               s.cluster(),
 		APIServerArgs:         c.KubeAPIServerArgs,
 		ControllerManagerArgs: c.KubeControllerManagerArgs,
 		SchedulerArgs:         c.KubeSchedulerArgs,

@@ -37,8 +37,9 @@ const (
 // ControllerConfig is the configuration of a [Controller].
 type ControllerConfig struct {
 	Client kubernetes.Interface
-	// Pool of addresses for Services; empty: they get those of nodes.
-	Pool Pool
+	// Pool of addresses for Services; empty: they get those of nodes. It may change, which PoolChanged tells; that may be nil.
+	Pool        func() Pool
+	PoolChanged <-chan struct{}
 	// APIPort and BalancerPort are where API servers and the nodes' load balancers listen.
 	APIPort, BalancerPort int
 }
@@ -91,16 +92,12 @@ func (c *Controller) Run(ctx context.Context) error {
 	changed := make(chan struct{}, 1)
 	c.services = factory.Core().V1().Services().Lister()
 	c.nodes = factory.Core().V1().Nodes().Lister()
-	watched := []cache.SharedIndexInformer{factory.Core().V1().Services().Informer(), factory.Core().V1().Nodes().Informer()}
-	if len(c.cfg.Pool) == 0 {
-		slices := factory.Discovery().V1().EndpointSlices().Informer()
-		c.slices = slices.GetIndexer()
-		if err := slices.AddIndexers(cache.Indexers{byService: indexByService}); err != nil {
-			return err
-		}
-		watched = append(watched, slices)
+	slices := factory.Discovery().V1().EndpointSlices().Informer()
+	c.slices = slices.GetIndexer()
+	if err := slices.AddIndexers(cache.Indexers{byService: indexByService}); err != nil {
+		return err
 	}
-	if err := notify(changed, watched...); err != nil {
+	if err := notify(changed, factory.Core().V1().Services().Informer(), factory.Core().V1().Nodes().Informer(), slices); err != nil {
 		return err
 	}
 	factory.Start(ctx.Done())
@@ -182,6 +179,7 @@ func (c *Controller) loop(ctx context.Context, changed <-chan struct{}) error {
 				return nil
 			case <-time.After(settle):
 			}
+		case <-c.cfg.PoolChanged:
 		case <-again:
 		}
 		again = nil
@@ -202,7 +200,7 @@ func (c *Controller) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	verdicts := world{services: services, nodes: nodes, serves: c.serves, pool: c.cfg.Pool, reserved: c.reserved}.plan()
+	verdicts := world{services: services, nodes: nodes, serves: c.serves, pool: c.cfg.Pool(), reserved: c.reserved}.plan()
 	// The leases first: nodes cannot announce an address without.
 	errs := []error{c.syncLeases(ctx, services, verdicts)}
 	for _, svc := range services {
@@ -236,7 +234,7 @@ func (c *Controller) left(svc *corev1.Service) bool {
 func (c *Controller) wrote(svc *corev1.Service) bool {
 	n := len(ingress(svc, corev1.LoadBalancerIPModeProxy))
 	for _, a := range ingress(svc, corev1.LoadBalancerIPModeVIP) {
-		if c.cfg.Pool.Contains(a) {
+		if c.cfg.Pool().Contains(a) {
 			n++
 		}
 	}

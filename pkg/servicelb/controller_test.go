@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -23,7 +24,7 @@ func startController(t *testing.T, p Pool, objects ...runtime.Object) *fake.Clie
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() {
-		done <- NewController(ControllerConfig{Client: client, Pool: p, APIPort: 6443, BalancerPort: 6444}, testLog(t)).Run(ctx)
+		done <- NewController(ControllerConfig{Client: client, Pool: func() Pool { return p }, APIPort: 6443, BalancerPort: 6444}, testLog(t)).Run(ctx)
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -132,4 +133,37 @@ func TestControllerWithPool(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestControllerChangesPool: addresses follow the pool, and without one they are those of nodes.
+func TestControllerChangesPool(t *testing.T) {
+	var current atomic.Pointer[Pool]
+	changed := make(chan struct{}, 1)
+	set := func(p Pool) {
+		current.Store(&p)
+		changed <- struct{}{}
+	}
+	set(pool(t, "192.0.2.10"))
+	client := fake.NewClientset(service("web", 1), nodeWith("n", true, nil, "192.0.2.1"))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		done <- NewController(ControllerConfig{Client: client, Pool: func() Pool { return *current.Load() }, PoolChanged: changed, APIPort: 6443, BalancerPort: 6444}, testLog(t)).Run(ctx)
+	}()
+	becomes(t, client, "web", "192.0.2.10")
+	set(pool(t, "192.0.2.20-192.0.2.21"))
+	becomes(t, client, "web", "192.0.2.20")
+	set(pool(t, "192.0.2.19-192.0.2.21")) // what it has it keeps
+	set(nil)
+	becomes(t, client, "web", "192.0.2.1")
+	eventually(t, "the leases to go", func() error {
+		if got := leaseNames(t, client); len(got) > 0 {
+			return fmt.Errorf("%v", got)
+		}
+		return nil
+	})
+	set(pool(t, "192.0.2.20"))
+	becomes(t, client, "web", "192.0.2.20")
+	cancel()
+	must(t, <-done)
 }

@@ -36,7 +36,8 @@ const (
 	spread = 200 * time.Millisecond
 )
 
-// election competes for one lease. Whether it holds it is judged by when the last renewal that succeeded was sent, and by nothing else.
+// election competes for one lease. Whether it holds it is judged by when the last renewal that succeeded was sent, and, if it keeps, by
+// whether another node has appeared as the holder.
 //
 // The lease is kept in a ConfigMap: the API server's admission lets nodes write no Lease but their own. And it is not client-go's
 // election, which reads every so often, on every node, and sees the holder's end up to twice that later: here nodes watch, and
@@ -46,22 +47,35 @@ type election struct {
 	identity string
 	changed  func() // called when it holds the lease from now on or does not any more
 	create   bool   // the lease if there is none
+	// keep holds on to a lease that cannot be renewed until somebody else is seen with it: as long as no API server takes renewals, nobody
+	// can take it over. Who keeps has to look out for others, and yield.
+	keep bool
 
 	mu      sync.Mutex
 	renewed time.Time // when the last successful renewal was sent; zero: not held
 	lease   *corev1.ConfigMap
 	seen    time.Time // when lease became known
+	away    bool      // another's lease was asked for and no API server answered
 }
 
-// remaining is how long the lease is still held without another renewal; 0: it is not held.
-func (e *election) remaining() time.Duration {
+// remaining is how long the lease is still held without another renewal; 0: it is not held. overdue says that it is only kept: another
+// node may hold it by now.
+func (e *election) remaining() (left time.Duration, overdue bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.renewed.IsZero() || time.Since(e.renewed) > renewDeadline {
-		return 0
+	switch since := time.Since(e.renewed); {
+	case e.renewed.IsZero():
+		return 0, false
+	case since <= renewDeadline:
+		return leaseDuration - since, false
+	case e.keep:
+		return leaseDuration, true
 	}
-	return leaseDuration - time.Since(e.renewed)
+	return 0, false
 }
+
+// yield gives up a lease that another node was seen with, until it is renewed.
+func (e *election) yield() { e.set(time.Time{}) }
 
 func (e *election) set(renewed time.Time) {
 	e.mu.Lock()
@@ -97,7 +111,7 @@ func (e *election) wait() time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {
-	case e.lease == nil:
+	case e.lease == nil, e.away:
 		return renewInterval
 	case holder(e.lease) == e.identity:
 		return time.Until(e.renewed.Add(renewInterval))
@@ -167,15 +181,18 @@ func (c *candidate) attempt(ctx context.Context) error {
 	defer cancel()
 	leases := c.client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
 	c.mu.Lock()
-	have := c.lease
+	have, away := c.lease, c.away
 	c.mu.Unlock()
-	if have == nil {
+	if have == nil || away {
 		got, err := leases.Get(ctx, c.name, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) && c.create {
 			got, err = leases.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: c.name}}, metav1.CreateOptions{})
 		}
 		if err == nil {
 			c.observe(got)
+			if away {
+				c.answered()
+			}
 		}
 		return err
 	}
@@ -188,11 +205,26 @@ func (c *candidate) attempt(ctx context.Context) error {
 		return err
 	}
 	if err != nil {
+		c.unanswered()
 		return err
 	}
 	c.observe(got)
 	c.set(sent)
 	return nil
+}
+
+// unanswered notes that what kept this node from taking a lease may have kept the holder from renewing it.
+func (c *candidate) unanswered() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.away = c.lease != nil && holder(c.lease) != c.identity
+}
+
+// answered gives the holder of a lease its time anew after that.
+func (c *candidate) answered() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.away, c.seen = false, time.Now()
 }
 
 // forget makes the next attempt read the lease, unless the watch was faster.

@@ -51,7 +51,7 @@ func newRival(t *testing.T, cluster *fake.Clientset, name string) *rival {
 	return r
 }
 
-func (r *rival) holds() bool { return r.remaining() > 0 }
+func (r *rival) holds() bool { left, _ := r.remaining(); return left > 0 }
 
 // versioned is a cluster with the Lease that refuses changes of what was changed meanwhile.
 func versioned(t *testing.T) *fake.Clientset {
@@ -115,5 +115,59 @@ func TestElection(t *testing.T) {
 			t.Errorf("taken over %s after it was given back", took)
 		}
 		a.stop()
+	})
+}
+
+// TestElectionOutage: who keeps holds on while nobody can renew a lease, is given the time to renew it when that is possible again, and
+// yields to somebody who is seen with it.
+func TestElectionOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cluster := versioned(t)
+		a := newRival(t, cluster, "a")
+		for !a.holds() {
+			time.Sleep(10 * time.Millisecond)
+		}
+		b := newRival(t, cluster, "b")
+		for _, r := range []*rival{a, b} {
+			r.mu.Lock()
+			r.keep = true
+			r.mu.Unlock()
+		}
+		defer a.stop()
+		defer b.stop()
+		time.Sleep(time.Second) // until it watches: client-go waits for years of a bubble's time when that fails
+		// From when the other one has asked in vain: after a shorter one it may be faster.
+		for outage := leaseDuration + 2*time.Second; outage < 3*time.Minute; outage = outage*3/2 + 100*time.Millisecond {
+			a.cutOff.Store(true)
+			b.cutOff.Store(true)
+			time.Sleep(outage)
+			if _, overdue := a.remaining(); !a.holds() || b.holds() || !overdue {
+				t.Fatalf("after an outage of %s: a holds the lease: %v, overdue: %v, b: %v", outage, a.holds(), overdue, b.holds())
+			}
+			a.cutOff.Store(false)
+			b.cutOff.Store(false)
+			for range 100 {
+				time.Sleep(100 * time.Millisecond)
+				if !a.holds() || b.holds() {
+					t.Fatalf("after the end of an outage of %s: a holds the lease: %v, b: %v", outage, a.holds(), b.holds())
+				}
+			}
+			if _, overdue := a.remaining(); overdue {
+				t.Fatal("the lease is not renewed")
+			}
+		}
+		// Only the holder's requests get no answer. Its watch goes on, so it sees the other one at once.
+		a.cutOff.Store(true)
+		begin := time.Now()
+		for !b.holds() {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if took := time.Since(begin); took > leaseDuration+500*time.Millisecond {
+			t.Errorf("taken over after %s", took)
+		}
+		time.Sleep(20 * time.Second)
+		if a.holds() || !b.holds() {
+			t.Errorf("a holds the lease: %v, b: %v", a.holds(), b.holds())
+		}
 	})
 }

@@ -34,7 +34,7 @@ func leaseOf(svc *corev1.Service) string {
 // kube-system are none of their business. Without such a Service there is neither lease nor Role.
 func (c *Controller) syncLeases(ctx context.Context, services []*corev1.Service, verdicts map[types.NamespacedName]verdict) error {
 	want := sets.Set[string]{}
-	if len(c.cfg.Pool) > 0 {
+	if len(c.cfg.Pool()) > 0 {
 		for _, svc := range services {
 			if len(verdicts[nameOf(svc)].ingress) > 0 {
 				want.Insert(leaseOf(svc))

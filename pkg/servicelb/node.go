@@ -40,8 +40,6 @@ type NodeConfig struct {
 	Client   kubernetes.Interface
 	// ClusterCIDRs are the pods' networks.
 	ClusterCIDRs []netip.Prefix
-	// Pool of addresses that may be announced.
-	Pool Pool
 }
 
 // Node makes LoadBalancer services answer on one machine.
@@ -60,6 +58,8 @@ type Node struct {
 	slices   cache.Indexer
 	events   record.EventRecorder
 	told     map[string]bool // events that were written, by Service and port
+	// watchNodes makes nodes all of the cluster's, which matter for floating addresses only; nil: they are.
+	watchNodes func() error
 }
 
 // NewNode checks that the machine has nftables. Nothing is started.
@@ -74,6 +74,7 @@ func NewNode(cfg NodeConfig, log *slog.Logger) (*Node, error) {
 func newNode(cfg NodeConfig, nft knftables.Interface, log *slog.Logger) *Node {
 	n := &Node{cfg: cfg, log: log.With("component", Component), table: &table{nft: nft, pods: cfg.ClusterCIDRs}, problem: errors.New("not started")}
 	n.float = newFloater(cfg.Client, cfg.NodeName, netip.Addr{}, n.log, n.announced)
+	n.float.keep = true
 	return n
 }
 
@@ -121,26 +122,41 @@ func (n *Node) Run(ctx context.Context) error {
 // watch fills the listers. stop is to be called after ctx has ended.
 func (n *Node) watch(ctx context.Context, changed chan struct{}) (stop func(), err error) {
 	factory := informers.NewSharedInformerFactoryWithOptions(n.cfg.Client, 0, informers.WithTransform(trim))
-	// Without a pool nothing but this node's addresses matters.
-	nodes := informers.NewSharedInformerFactoryWithOptions(n.cfg.Client, 0, informers.WithTransform(trim), informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-		if len(n.cfg.Pool) == 0 {
-			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, n.cfg.NodeName).String()
+	var nodes []informers.SharedInformerFactory
+	watchNodes := func(options func(*metav1.ListOptions)) error {
+		f := informers.NewSharedInformerFactoryWithOptions(n.cfg.Client, 0, informers.WithTransform(trim), informers.WithTweakListOptions(options))
+		n.nodes, nodes = f.Core().V1().Nodes().Lister(), append(nodes, f)
+		if err := notify(changed, f.Core().V1().Nodes().Informer()); err != nil {
+			return err
 		}
-	}))
-	n.services, n.nodes = factory.Core().V1().Services().Lister(), nodes.Core().V1().Nodes().Lister()
+		f.Start(ctx.Done())
+		f.WaitForCacheSync(ctx.Done())
+		return nil
+	}
+	n.watchNodes = func() error {
+		n.watchNodes = nil
+		return watchNodes(func(*metav1.ListOptions) {})
+	}
+	n.services = factory.Core().V1().Services().Lister()
 	slices := factory.Discovery().V1().EndpointSlices().Informer()
 	n.slices = slices.GetIndexer()
 	if err := slices.AddIndexers(cache.Indexers{byService: indexByService}); err != nil {
 		return nil, err
 	}
-	if err := notify(changed, factory.Core().V1().Services().Informer(), slices, nodes.Core().V1().Nodes().Informer()); err != nil {
+	if err := notify(changed, factory.Core().V1().Services().Informer(), slices); err != nil {
 		return nil, err
 	}
-	for _, f := range []informers.SharedInformerFactory{factory, nodes} {
-		f.Start(ctx.Done())
-		f.WaitForCacheSync(ctx.Done())
-	}
-	return func() { factory.Shutdown(); nodes.Shutdown() }, nil
+	factory.Start(ctx.Done())
+	factory.WaitForCacheSync(ctx.Done())
+	err = watchNodes(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, n.cfg.NodeName).String()
+	})
+	return func() {
+		factory.Shutdown()
+		for _, f := range nodes {
+			f.Shutdown()
+		}
+	}, err
 }
 
 const byService = "service"
@@ -206,6 +222,11 @@ func (n *Node) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if anyFloating(services) && n.watchNodes != nil {
+		if err := n.watchNodes(); err != nil {
+			return err
+		}
+	}
 	nodes, err := n.nodes.List(labels.Everything())
 	if err != nil {
 		return err
@@ -225,7 +246,7 @@ func (n *Node) sync(ctx context.Context) error {
 		n.log.Debug("serves ports of LoadBalancer services", "ports", len(s.frontends))
 		n.tellEclipsed(s, services)
 	}
-	n.float.want(groupsOn(own, nodes, services, n.slicesOf, n.cfg.Pool))
+	n.float.want(groupsOn(own, nodes, services, n.slicesOf))
 	return err
 }
 

@@ -212,20 +212,32 @@ func TestGroups(t *testing.T) {
 	vip := corev1.LoadBalancerIPModeVIP
 	own := nodeWith("n", true, nil, "192.0.2.1")
 	services := []*corev1.Service{
-		service("a", 1, having(vip, "192.0.2.10")), service("b", 1, having(vip, "192.0.2.11")), service("elsewhere", 1, having(vip, "192.0.2.99")),
+		service("a", 1, having(vip, "192.0.2.10")), service("b", 1, having(vip, "192.0.2.11")),
 		service("local", 1, policyLocal, having(vip, "192.0.2.12")), service("proxy", 1, having(corev1.LoadBalancerIPModeProxy, "192.0.2.13")),
 	}
-	p := pool(t, "192.0.2.10-192.0.2.20")
 	endpoints := sliceOn("n", "10.42.1.2")
-	got := groupsOn(own, []*corev1.Node{own}, services, endpoints, p)
+	got := groupsOn(own, []*corev1.Node{own}, services, endpoints)
 	if len(got) != 2 || !slices.Equal(got[leaseName], []netip.Addr{addr("192.0.2.10"), addr("192.0.2.11")}) || !slices.Equal(got[leaseName+"-local"], []netip.Addr{addr("192.0.2.12")}) {
 		t.Errorf("groups: %v", got)
 	}
-	if got := groupsOn(own, []*corev1.Node{own}, services, sliceOn("m", "10.42.2.2"), p); len(got) != 1 {
+	if got := groupsOn(own, []*corev1.Node{own}, services, sliceOn("m", "10.42.2.2")); len(got) != 1 {
 		t.Errorf("groups without a local endpoint: %v", got)
 	}
 	chosen := nodeWith("m", true, map[string]string{LabelNode: "true"})
-	if got := groupsOn(own, []*corev1.Node{own, chosen}, services, endpoints, p); len(got) != 0 {
+	if got := groupsOn(own, []*corev1.Node{own, chosen}, services, endpoints); len(got) != 0 {
 		t.Errorf("groups of a node that was not chosen: %v", got)
+	}
+}
+
+func TestAnyFloating(t *testing.T) {
+	vip := corev1.LoadBalancerIPModeVIP
+	foreign := service("c", 1, having(vip, "192.0.2.10"))
+	foreign.Spec.LoadBalancerClass = new("example.org/other")
+	proxied := service("a", 1, having(corev1.LoadBalancerIPModeProxy, "192.0.2.1"))
+	if anyFloating([]*corev1.Service{proxied, foreign}) {
+		t.Error("nothing floats here")
+	}
+	if !anyFloating([]*corev1.Service{proxied, service("b", 1, having(vip, "192.0.2.10"))}) {
+		t.Error("an address of the pool is not seen")
 	}
 }

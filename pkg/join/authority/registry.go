@@ -179,6 +179,24 @@ func RemoveServer(ctx context.Context, client kubernetes.Interface, name string)
 	return nil
 }
 
+// WatchSettings calls changed with the cluster's settings, JSON, at once and then whenever they change, until ctx ends. It is one watch
+// of one object. Calls come one after the other.
+func WatchSettings(ctx context.Context, client kubernetes.Interface, changed func(settings []byte)) {
+	last := ""
+	each := func(obj any) {
+		if cm, ok := obj.(*corev1.ConfigMap); ok && cm.Data[join.KeyCluster] != last {
+			last = cm.Data[join.KeyCluster]
+			changed([]byte(last))
+		}
+	}
+	_, informer := cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: listWatcher(client, client.CoreV1().ConfigMaps(metav1.NamespaceSystem), join.ConfigMapCluster),
+		ObjectType:    &corev1.ConfigMap{},
+		Handler:       cache.ResourceEventHandlerFuncs{AddFunc: each, UpdateFunc: func(_, obj any) { each(obj) }},
+	})
+	informer.RunWithContext(ctx)
+}
+
 // WatchServers calls changed with the registry's content, at once and then whenever it changes, until ctx ends; the error tells
 // of damaged entries. It is one watch of one object. Calls come one after the other.
 func WatchServers(ctx context.Context, client kubernetes.Interface, changed func(map[string]Server, error)) {
