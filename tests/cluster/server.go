@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/kedge-io/kedge/tests/testbed"
@@ -34,7 +35,12 @@ func Start(ctx context.Context, bed *testbed.Bed, name string, o Options) (*Serv
 }
 
 // URL is where machines reach this server.
-func (s *Server) URL() string { return "https://" + s.IP() + ":6443" }
+func (s *Server) URL() string {
+	if i := slices.Index(s.Flags, "--cluster-cidr"); i >= 0 && !strings.Contains(s.Flags[i+1], ".") {
+		return "https://[" + s.IP6() + "]:6443" // a cluster without IPv4
+	}
+	return "https://" + s.IP() + ":6443"
+}
 
 // WaitReady waits until the node is Ready and new pods are accepted. It gives up at once when the server ends.
 func (s *Server) WaitReady(ctx context.Context) error {

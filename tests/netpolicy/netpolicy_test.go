@@ -20,16 +20,18 @@ type network struct {
 	name, mode string   // of kube-proxy
 	flags      []string // of the server
 	seeds      int      // how many of keptSeeds
-	families   int      // of addresses
+	v4, v6     bool     // families of addresses
 	brief      bool     // leave out what takes long and depends on neither the mode nor the family; KEDGE_NETPOLICY_ALL=1 does all
 }
 
 func networks() []network {
 	dual := []string{"--cluster-cidr", "10.42.0.0/16,fd00:42::/56", "--service-cidr", "10.43.0.0/16,fd00:43::/112"}
+	six := []string{"--cluster-cidr", "fd00:42::/56", "--service-cidr", "fd00:43::/112"}
 	return []network{
-		{name: "nftables", mode: "nftables", seeds: len(keptSeeds), families: 1},
-		{name: "iptables", mode: "iptables", seeds: 3, families: 1, brief: true},
-		{name: "dual", mode: "nftables", flags: dual, seeds: 3, families: 2, brief: true},
+		{name: "nftables", mode: "nftables", seeds: len(keptSeeds), v4: true},
+		{name: "iptables", mode: "iptables", seeds: 3, v4: true, brief: true},
+		{name: "dual", mode: "nftables", flags: dual, seeds: 3, v4: true, v6: true, brief: true},
+		{name: "ipv6", mode: "nftables", flags: six, seeds: 2, v6: true, brief: true},
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -202,7 +201,7 @@ func (s *site) services(ctx context.Context) error {
 			ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "to-" + name},
 			Spec:       corev1.ServiceSpec{Selector: map[string]string{"pod": name}},
 		}
-		if s.net.families > 1 {
+		if s.net.v4 && s.net.v6 {
 			svc.Spec.IPFamilyPolicy = new(corev1.IPFamilyPolicyRequireDualStack)
 		}
 		for _, protocol := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP} {
@@ -294,12 +293,14 @@ func dnsAddress(first netip.Addr) netip.Addr {
 }
 
 func (s *site) outsideAddrs() []netip.Addr {
-	v4 := netip.MustParseAddr(s.outside.IP())
-	if s.net.families == 1 {
-		return []netip.Addr{v4}
+	var list []netip.Addr
+	if s.net.v4 {
+		list = append(list, netip.MustParseAddr(s.outside.IP()))
 	}
-	b := v4.As4() // 10.N.0.M is fd00:N::M
-	return []netip.Addr{v4, netip.MustParseAddr(fmt.Sprintf("fd00:%s::%s", strconv.Itoa(int(b[1])), strconv.Itoa(int(b[3]))))}
+	if s.net.v6 {
+		list = append(list, netip.MustParseAddr(s.outside.IP6()))
+	}
+	return list
 }
 
 func (s *site) addRoutes(ctx context.Context) error {

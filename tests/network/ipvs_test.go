@@ -166,6 +166,14 @@ func TestIPVS(t *testing.T) {
 		t.Errorf("arp_ignore, arp_announce and vs/conntrack are %q", got)
 	}
 
+	s.Apply(balancers, "v1", "s1")
+	ips := map[string]string{"s1": s1.IP(), "v1": g.IP()}
+	checkBalancers(t, s, c, ips, "v1", "s1")
+	if have := g.virtualServers(t); strings.Contains(have, g.IP()+":82") || strings.Contains(have, s1.IP()+":82") {
+		t.Errorf("kube-proxy serves the nodes' addresses, too:\n%s", have)
+	}
+	checkPolicies(t, s, c, g.IP(), "v1", "s1")
+
 	g.stop(t)
 	g.run(t, "--proxy-mode", "nftables")
 	checkServices(t, s, []string{s1.IP(), g.IP()}, "s1", "v1")

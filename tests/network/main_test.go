@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 const pair = `
 apiVersion: v1
 kind: Pod
-metadata: {name: %[1]s, labels: {app: web}, annotations: {kubernetes.io/ingress-bandwidth: 30M, kubernetes.io/egress-bandwidth: 20M}}
+metadata: {name: %[1]s, labels: {app: web, at: %[1]s}, annotations: {kubernetes.io/ingress-bandwidth: 30M, kubernetes.io/egress-bandwidth: 20M}}
 spec:
   nodeName: %[1]s
   terminationGracePeriodSeconds: 0
@@ -57,7 +57,7 @@ spec:
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: %[2]s, labels: {app: web}}
+metadata: {name: %[2]s, labels: {app: web, at: %[2]s}}
 spec:
   nodeName: %[2]s
   terminationGracePeriodSeconds: 0

@@ -149,15 +149,8 @@ func TestIPv6Only(t *testing.T) {
 	c := cluster.ForTest(t, cluster.Spec{Servers: 1, Agents: 1, AgentFlags: []string{"--proxy-mode", "iptables"},
 		Options: cluster.Options{Flags: []string{"--cluster-cidr", "fd42::/56", "--service-cidr", "fd43::/112"}}})
 	s1, a1 := c.Servers[0], c.Agents[0]
-	cluster.Do(t, s1.Run, s1.WaitReady)
-	token, err := s1.Token(cluster.Within(t, minute), cluster.AgentRole)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cluster.Do(t, c.Start)
 	s := s1.Session(t)
-	a1.JoinThrough("https://["+internalIPs(s, "s1")[0]+"]:6443", token)
-	cluster.Do(t, a1.Run)
-	cluster.Eventually(t, "the agent to join", func(ctx context.Context) error { return s1.NodesReady(ctx, "a1") })
 	pods(s, "s1", "a1")
 	checkPods(t, s, "s1", "a1")
 	checkServices(t, s, internalIPs(s, "s1", "a1"), "s1", "a1")

@@ -12,33 +12,38 @@ import (
 	"time"
 
 	"github.com/kedge-io/kedge/tests/cluster"
+	"github.com/kedge-io/kedge/tests/testbed"
 )
 
-// TestFloatingAddresses: a pool and an address of the API on three servers and an agent. They move when their nodes lose power.
+// TestFloatingAddresses: a pool and addresses of the API, of both families, on three servers and an agent. They move when their nodes
+// lose power.
 func TestFloatingAddresses(t *testing.T) {
 	t.Parallel()
-	var vip string
+	var vip, vip6 string
 	c := start(t, cluster.Spec{Servers: 3, Agents: 1}, func(address func(int) string) []string {
-		vip = address(200)
-		return []string{"--servicelb-pool", address(201) + "-" + address(210), "--api-vip", vip}
+		vip, vip6 = address(200), testbed.IP6(address(200))
+		return []string{"--servicelb-pool", address(201) + "-" + address(210) + "," + testbed.IP6(address(201)) + "-" + testbed.IP6(address(210)),
+			"--api-vip", vip + "," + vip6, "--cluster-cidr", "10.42.0.0/16,fd42::/56", "--service-cidr", "10.43.0.0/16,fd43::/112"}
 	})
 	s := c.Servers[0].Session(t)
 	s.Apply(web)
 	s.Apply(cluster.ServerPod, "one", "", "  nodeName: "+c.Agents[0].Name())
-	s.Apply(balancer, "web", "web", "80", "")
+	s.Apply(balancer, "web", "web", "80", "  ipFamilyPolicy: RequireDualStack")
 	s.Apply(balancer, "local", "one", "80", "  externalTrafficPolicy: Local")
 	s.Ready("one")
 	s.Kubectl("rollout", "status", "daemonset/web", "--timeout=55s")
 	const ip = "jsonpath={.status.loadBalancer.ingress[0].ip}"
-	var floating, fixed string
+	var floating, floating6, fixed string
 	s.Eventually("addresses", func() (err error) {
 		floating, err = s.Try("get", "service", "web", "-o", ip)
-		if fixed, _ = s.Try("get", "service", "local", "-o", ip); err == nil && (floating == "" || fixed == "") {
+		floating6, _ = s.Try("get", "service", "web", "-o", "jsonpath={.status.loadBalancer.ingress[1].ip}")
+		if fixed, _ = s.Try("get", "service", "local", "-o", ip); err == nil && (floating == "" || floating6 == "" || fixed == "") {
 			err = fmt.Errorf("%q, %q", floating, fixed)
 		}
 		return err
 	})
 	answers(t, "http://"+floating+"/")
+	answers(t, "http://["+floating6+"]/")
 	answers(t, "http://"+fixed+"/")
 	if n := holder(t, c, fixed); n != c.Agents[0] {
 		t.Errorf("%s announces a Service of policy Local whose endpoint is on %s", n.Name(), c.Agents[0].Name())
@@ -55,6 +60,11 @@ func TestFloatingAddresses(t *testing.T) {
 			return err
 		})
 		t.Logf("%s lost its power: %s is answered by %s after %s", n.Name(), floating, holder(t, c, floating).Name(), took.Round(10*time.Millisecond))
+		took += silence(t, "an answer of "+floating6, func(ctx context.Context) error {
+			_, _, err := get(ctx, "http://["+floating6+"]/")
+			return err
+		})
+		t.Logf("%s is answered by %s after %s", floating6, holder(t, c, floating6).Name(), took.Round(10*time.Millisecond))
 		cluster.Do(t, n.Restart, c.WaitReady)
 		holder(t, c, floating)
 	})
@@ -68,6 +78,7 @@ func TestFloatingAddresses(t *testing.T) {
 	t.Run("the API's address moves", func(t *testing.T) {
 		answersAPI := func(ctx context.Context) error { return ping(ctx, vip) }
 		silence(t, "an answer of the API at "+vip, answersAPI)
+		silence(t, "an answer of the API at "+vip6, func(ctx context.Context) error { return ping(ctx, "["+vip6+"]") })
 		n := holder(t, c, vip)
 		if !slices.ContainsFunc(c.Servers, func(s *cluster.Server) bool { return s.Node == n }) {
 			t.Fatalf("%s, which is no server, has the API's address", n.Name())
@@ -75,6 +86,7 @@ func TestFloatingAddresses(t *testing.T) {
 		cluster.Do(t, n.PowerCut)
 		took := silence(t, "an answer of the API at "+vip, answersAPI)
 		t.Logf("%s lost its power: the API answers at %s again after %s", n.Name(), vip, took.Round(10*time.Millisecond))
+		silence(t, "an answer of the API at "+vip6, func(ctx context.Context) error { return ping(ctx, "["+vip6+"]") })
 		cluster.Do(t, n.Restart, c.WaitReady)
 
 		n = holder(t, c, vip)

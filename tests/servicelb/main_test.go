@@ -126,11 +126,11 @@ func holder(t *testing.T, c *cluster.Cluster, address string) *cluster.Node {
 			if state, err := n.State(ctx); err != nil || state == "dead" {
 				continue
 			}
-			out, err := n.Exec(ctx, "ip", "-o", "addr", "show", "dev", "eth0")
+			has, err := hasAddress(ctx, n, address)
 			if err != nil {
 				return err
 			}
-			if strings.Contains(out, " "+address+"/") {
+			if has {
 				if found != nil {
 					return testbed.GiveUp(fmt.Errorf("%s and %s have it", found.Name(), n.Name()))
 				}
@@ -143,4 +143,10 @@ func holder(t *testing.T, c *cluster.Cluster, address string) *cluster.Node {
 		return nil
 	})
 	return found
+}
+
+// hasAddress says whether a node has an address on its network card.
+func hasAddress(ctx context.Context, n *cluster.Node, address string) (bool, error) {
+	out, err := n.Exec(ctx, "ip", "-o", "addr", "show", "dev", "eth0")
+	return strings.Contains(out, " "+address+"/"), err
 }

@@ -70,6 +70,15 @@ func (m *Machine) Name() string { return m.name }
 // IP returns the machine's IPv4 address; the other machines of the bed and the host reach it there.
 func (m *Machine) IP() string { return m.ip }
 
+// IP6 returns the machine's IPv6 address, which goes with IP.
+func (m *Machine) IP6() string { return IP6(m.ip) }
+
+// IP6 returns the IPv6 address of a bed that goes with an IPv4 address of it: fd00:N::M for 10.N.0.M.
+func IP6(ip string) string {
+	parts := strings.Split(ip, ".")
+	return "fd00:" + parts[1] + "::" + parts[3]
+}
+
 // Bed returns the bed that the machine belongs to.
 func (m *Machine) Bed() *Bed { return m.bed }
 
@@ -235,6 +244,13 @@ func (m *Machine) Readdress(ctx context.Context) error {
 	}
 	m.ip = strings.TrimSpace(ip)
 	return nil
+}
+
+// AddNIC plugs the running machine into a second network with another card, eth1, until its next boot, and returns its address there.
+// The host is not in that network.
+func (m *Machine) AddNIC(ctx context.Context) (string, error) {
+	ip, err := m.bed.run(ctx, "nic", m.name)
+	return strings.TrimSpace(ip), err
 }
 
 // Wipe cuts the power and empties the disk, as a new image on the same hardware does. Boot starts it with the same address.
