@@ -67,7 +67,17 @@ func (s *Config) AdoptAgain(c Cluster, asked map[string]string) (changes, others
 			others = append(others, name)
 		}
 	}
-	return changes, others, s.adopt(c, others, thisMachine)
+	if err := s.adopt(c, others, thisMachine); err != nil || len(changes) == 0 {
+		return changes, others, err
+	}
+	sources := map[string]string{}
+	for _, name := range changeable() {
+		sources[name] = "the cluster's " + name
+		if source, given := s.Given[name]; given && slices.Contains(changes, name) {
+			sources[name] = source
+		}
+	}
+	return changes, others, s.validateFloating(sources)
 }
 
 // Change gives c those settings of from that have these names.

@@ -19,6 +19,7 @@ import (
 func BenchmarkEnforce(b *testing.B) {
 	for b.Loop() {
 		bed := prepareBed(b)
+		bed.pause, bed.every = maxPause, checkInterval
 		for i := range 500 {
 			addr4, addr6 := fmt.Sprintf("10.42.%d.%d", i/250, i%250+2), fmt.Sprintf("fd00:42::%x", i+2)
 			ns := fmt.Sprint("ns-", i%10)

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/kedge-io/kedge/tests/golden"
+	"github.com/kedge-io/kedge/tests/netns"
 )
 
 // sample is a node with two pods, a pod elsewhere, and the cluster's DNS.
@@ -87,7 +88,7 @@ func TestRules(t *testing.T) {
 
 // TestKernelKeeps: what the kernel lists is what was loaded, and every sample leads to every other one by differences.
 func TestKernelKeeps(t *testing.T) {
-	needKernel(t)
+	netns.NeedNode(t)
 	t.Cleanup(func() { must(t, Cleanup(context.Background())) })
 	k, err := newKernel()
 	must(t, err)

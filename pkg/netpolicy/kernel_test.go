@@ -271,7 +271,7 @@ func ended(t *testing.T, conn net.Conn) {
 func (b *bed) push(server, client *space, to string) func() error {
 	b.t.Helper()
 	var last atomic.Int64
-	must(b.t, server.do(func() error {
+	must(b.t, server.Do(func() error {
 		l, err := net.Listen("tcp", ":9000")
 		if err != nil {
 			return err
@@ -287,7 +287,7 @@ func (b *bed) push(server, client *space, to string) func() error {
 		return nil
 	}))
 	var conn net.Conn
-	must(b.t, client.do(func() (err error) {
+	must(b.t, client.Do(func() (err error) {
 		conn, err = net.Dial("tcp", to+":9000")
 		return err
 	}))
@@ -505,7 +505,7 @@ func TestLearnt(t *testing.T) {
 	b.create(done)
 	b.policy("a", "allow", `{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}`)
 	from := func(source string) error {
-		return other.do(func() error {
+		return other.Do(func() error {
 			d := net.Dialer{Timeout: 2 * quick, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr(source), 0))}
 			conn, err := d.Dial("tcp", "10.42.0.2:8080")
 			if err == nil {

@@ -62,6 +62,8 @@ type Controller struct {
 	log    *slog.Logger
 	kick   chan struct{} // something has changed
 	urgent chan struct{} // a pod waits
+	pause  time.Duration // maxPause
+	every  time.Duration // checkInterval
 	kernel *kernel       // nil until nft has been found to work; the loop's
 	watch  *watches      // the loop's
 
@@ -82,7 +84,7 @@ func New(cfg Config, log *slog.Logger) (*Controller, error) {
 	}
 	return &Controller{
 		cfg: cfg, log: log.With("component", "netpolicy"), kick: make(chan struct{}, 1), urgent: make(chan struct{}, 1),
-		loaded: make(chan struct{}), err: errors.New("network policies: not started yet"),
+		pause: maxPause, every: checkInterval, loaded: make(chan struct{}), err: errors.New("network policies: not started yet"),
 	}, nil
 }
 
@@ -145,7 +147,7 @@ func drain(ch chan struct{}) {
 }
 
 func (c *Controller) loop(ctx context.Context) {
-	check, compare := time.NewTicker(checkInterval), time.NewTicker(compareInterval)
+	check, compare := time.NewTicker(c.every), time.NewTicker(compareInterval)
 	defer check.Stop()
 	defer compare.Stop()
 	retry := retryInterval
@@ -184,7 +186,7 @@ func (c *Controller) loop(ctx context.Context) {
 		c.fail(err)
 		switch end := time.Now(); {
 		case err == nil:
-			next, retry = end.Add(min(duty*end.Sub(start), maxPause)), retryInterval
+			next, retry = end.Add(min(duty*end.Sub(start), c.pause)), retryInterval
 		case errors.Is(err, errWaiting):
 			next = end.Add(waitInterval)
 			c.changed()

@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/kedge-io/kedge/tests/netns"
 )
 
 func TestParseClaims(t *testing.T) {
@@ -109,7 +111,7 @@ func TestYield(t *testing.T) {
 }
 
 func TestClaimsEnd(t *testing.T) {
-	needKernel(t)
+	netns.NeedNode(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- claims(ctx, func(netip.Addr, string) {}) }()

@@ -10,60 +10,18 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/kedge-io/kedge/tests/netns"
 )
 
-// inNode is in the environment of the process that is the node: one in a network namespace of its own.
-const inNode = "KEDGE_TEST_NODE"
-
 // TestMain runs the tests once more in a namespace: everything that they do to "the node" happens there.
-func TestMain(m *testing.M) {
-	for _, dir := range []string{"/usr/sbin", "../../build/" + runtime.GOARCH + "/userland"} {
-		if abs, err := filepath.Abs(dir); err == nil {
-			os.Setenv("PATH", os.Getenv("PATH")+":"+abs)
-		}
-	}
-	if os.Getuid() != 0 || os.Getenv(inNode) != "" {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), inNode+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
-	err := cmd.Run()
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		os.Exit(exit.ExitCode())
-	} else if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
-
-// needKernel skips unless the real kernel can be used, and makes the node forward.
-func needKernel(t testing.TB) {
-	t.Helper()
-	if os.Getenv(inNode) == "" {
-		t.Skip("needs root, for network namespaces")
-	}
-	if _, err := exec.LookPath("nft"); err != nil {
-		t.Skip("needs nft")
-	}
-	for _, f := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
-		must(t, os.WriteFile("/proc/sys/net/"+f, []byte("1"), 0))
-	}
-	lo, err := netlink.LinkByName("lo")
-	must(t, err)
-	must(t, netlink.LinkSetUp(lo))
-}
+func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
 func must(t testing.TB, err error) {
 	t.Helper()
@@ -91,43 +49,21 @@ func eventually(t testing.TB, what string, f func() error) {
 }
 
 // space is a network namespace: a pod's or another machine's. A nil one is the node.
-type space struct{ ns *os.File }
+type space struct{ *netns.Space }
 
 // do runs f inside. Sockets that it makes stay there.
 func (s *space) do(f func() error) error {
 	if s == nil {
 		return f()
 	}
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocks: the thread ends
-		err := unix.Setns(int(s.ns.Fd()), unix.CLONE_NEWNET)
-		if err == nil {
-			err = f()
-		}
-		done <- err
-	}()
-	return <-done
+	return s.Do(f)
 }
 
 // connect makes a namespace behind a cable to the node's interface name. The node has the addresses near, the namespace far.
 func connect(t testing.TB, name string, near, far []string) *space {
 	t.Helper()
-	s := &space{}
-	made := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			s.ns, err = os.Open("/proc/thread-self/ns/net")
-		}
-		made <- err
-	}()
-	must(t, <-made)
-	t.Cleanup(func() { s.ns.Close() })
-	cable := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(s.ns.Fd()))}
-	must(t, netlink.LinkAdd(cable))
-	t.Cleanup(func() { _ = netlink.LinkDel(cable) })
+	s := &space{netns.New(t)}
+	s.Cable(t, name)
 	must(t, setUp(name, near))
 	must(t, s.do(func() error { return errors.Join(setUp("lo", nil), setUp("eth0", far)) }))
 	return s

@@ -18,6 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/knftables"
+
+	"github.com/kedge-io/kedge/tests/netns"
 )
 
 // site is a node with two pods, one network to another machine, and the rules in the kernel.
@@ -30,7 +32,7 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	needKernel(t)
+	netns.NeedNode(t)
 	nft, err := knftables.New(knftables.InetFamily, nftTable)
 	must(t, err)
 	s := &site{

@@ -3,12 +3,15 @@
 package servicelb
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 )
 
 // listener is a socket of a process of this machine that waits for clients.
@@ -46,4 +49,18 @@ func (f frontend) eclipsed(all []listener, own []netip.Addr) (string, bool) {
 		}
 	}
 	return "", false
+}
+
+// hides says whether a pod has a host port that gets no packets from outside any more because of a frontend.
+func (f frontend) hides(p *corev1.Pod) bool {
+	if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return false
+	}
+	return slices.ContainsFunc(slices.Concat(p.Spec.InitContainers, p.Spec.Containers), func(c corev1.Container) bool {
+		return slices.ContainsFunc(c.Ports, func(port corev1.ContainerPort) bool {
+			at, err := netip.ParseAddr(port.HostIP)
+			return port.HostPort == int32(f.port) && strings.EqualFold(cmp.Or(string(port.Protocol), "tcp"), f.protocol) &&
+				(err != nil || at.IsUnspecified() || family(at.Unmap()) == f.family && !at.IsLoopback())
+		})
+	})
 }

@@ -29,6 +29,9 @@ import (
 // lookInterval is how often the rules are looked at; other programs flush them.
 const lookInterval = 30 * time.Second
 
+// hostPortInterval is how often pods with host ports are looked for while nothing changes that is watched.
+const hostPortInterval = 10 * time.Minute
+
 const (
 	reasonEclipsed  = "HostPortTaken"
 	reasonAnnounced = "Announced"
@@ -58,6 +61,8 @@ type Node struct {
 	slices   cache.Indexer
 	events   record.EventRecorder
 	told     map[string]bool // events that were written, by Service and port
+	// askedPods is when the node's pods were looked at.
+	askedPods time.Time
 	// watchNodes makes nodes all of the cluster's, which matter for floating addresses only; nil: they are.
 	watchNodes func() error
 }
@@ -246,6 +251,10 @@ func (n *Node) sync(ctx context.Context) error {
 		n.log.Debug("serves ports of LoadBalancer services", "ports", len(s.frontends))
 		n.tellEclipsed(s, services)
 	}
+	if changed || time.Since(n.askedPods) > hostPortInterval {
+		n.askedPods = time.Now()
+		n.tellHostPorts(ctx, s, services)
+	}
 	n.float.want(groupsOn(own, nodes, services, n.slicesOf))
 	return err
 }
@@ -267,6 +276,35 @@ func (n *Node) tellEclipsed(s served, services []*corev1.Service) {
 				n.told[f.name()] = true
 				n.events.Eventf(svc, corev1.EventTypeWarning, reasonEclipsed,
 					"a process of node %s listens on %s and gets no clients from outside any more: this Service has the port", n.cfg.NodeName, socket)
+			}
+		}
+	}
+}
+
+// tellHostPorts does the same for the host ports of pods, which are rules and no sockets: those of Services come before them.
+func (n *Node) tellHostPorts(ctx context.Context, s served, services []*corev1.Service) {
+	if len(s.frontends) == 0 {
+		return
+	}
+	own := fields.OneTermEqualSelector("spec.nodeName", n.cfg.NodeName).String()
+	pods, err := n.cfg.Client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: own, ResourceVersion: "0"})
+	if err != nil {
+		n.log.Debug("host ports of pods", "error", err)
+		return
+	}
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		for _, f := range s.frontends {
+			key := f.name() + " " + string(p.UID)
+			if n.told[key] || !f.hides(p) {
+				continue
+			}
+			for _, svc := range services {
+				if nameOf(svc) == f.service {
+					n.told[key] = true
+					n.events.Eventf(svc, corev1.EventTypeWarning, reasonEclipsed,
+						"the hostPort %d/%s of pod %s/%s on node %s gets no clients from outside any more: this Service has the port", f.port, f.protocol, p.Namespace, p.Name, n.cfg.NodeName)
+				}
 			}
 		}
 	}

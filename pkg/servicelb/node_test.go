@@ -26,7 +26,10 @@ func TestNode(t *testing.T) {
 	slice.ObjectMeta = metav1.ObjectMeta{Namespace: "ns", Name: "web-1", Labels: map[string]string{discoveryv1.LabelServiceName: "web"}}
 	// The process that loses its clients listens on what is the node's address here.
 	svc := service("web", 1, ports(80, int32(l.Addr().(*net.TCPAddr).Port)), having(corev1.LoadBalancerIPModeProxy, "192.0.2.1"))
-	client := fake.NewClientset(nodeWith("n", true, nil, "192.0.2.1", "127.0.0.1"), svc, slice)
+	// As are the clients of a pod's host port.
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "p"}, Spec: corev1.PodSpec{
+		NodeName: "n", Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{ContainerPort: 1, HostPort: 80}}}}}}
+	client := fake.NewClientset(nodeWith("n", true, nil, "192.0.2.1", "127.0.0.1"), svc, slice, pod)
 	nft := knftables.NewFake(knftables.InetFamily, nftTable)
 	n := newNode(NodeConfig{NodeName: "n", Client: client}, nft, testLog(t))
 	if n.Ready() == nil {
@@ -52,10 +55,17 @@ func TestNode(t *testing.T) {
 	}
 	rules("0 : 10.42.1.2 . 8080", true)
 	eventually(t, "readiness", n.Ready)
-	eventually(t, "an event about the process of the node", func() error {
+	eventually(t, "events about the process of the node and the pod", func() error {
 		events, err := client.CoreV1().Events("ns").List(t.Context(), metav1.ListOptions{})
-		if err == nil && (len(events.Items) != 1 || events.Items[0].Reason != reasonEclipsed || !strings.Contains(events.Items[0].Message, l.Addr().String())) {
-			err = fmt.Errorf("%+v", events.Items)
+		var messages []string
+		for _, e := range events.Items {
+			if e.Reason == reasonEclipsed {
+				messages = append(messages, e.Message)
+			}
+		}
+		all := strings.Join(messages, "\n")
+		if err == nil && (len(messages) != 2 || !strings.Contains(all, l.Addr().String()) || !strings.Contains(all, "the hostPort 80/tcp of pod ns/p on node n")) {
+			err = fmt.Errorf("%q", messages)
 		}
 		return err
 	})
@@ -80,4 +90,28 @@ func TestNode(t *testing.T) {
 	rules("table", false)
 	cancel()
 	must(t, <-done)
+}
+
+func TestHides(t *testing.T) {
+	f := frontend{family: corev1.IPv4Protocol, protocol: "tcp", port: 80}
+	for name, test := range map[string]struct {
+		port corev1.ContainerPort
+		host bool
+		want bool
+	}{
+		"same":           {port: corev1.ContainerPort{HostPort: 80, Protocol: corev1.ProtocolTCP}, want: true},
+		"all addresses":  {port: corev1.ContainerPort{HostPort: 80, HostIP: "0.0.0.0"}, want: true},
+		"an address":     {port: corev1.ContainerPort{HostPort: 80, HostIP: "192.0.2.1"}, want: true},
+		"loopback":       {port: corev1.ContainerPort{HostPort: 80, HostIP: "127.0.0.1"}},
+		"other family":   {port: corev1.ContainerPort{HostPort: 80, HostIP: "fd00::1"}},
+		"other protocol": {port: corev1.ContainerPort{HostPort: 80, Protocol: corev1.ProtocolUDP}},
+		"other port":     {port: corev1.ContainerPort{HostPort: 81}},
+		"no host port":   {port: corev1.ContainerPort{ContainerPort: 80}},
+		"node's network": {port: corev1.ContainerPort{HostPort: 80}, host: true},
+	} {
+		p := &corev1.Pod{Spec: corev1.PodSpec{HostNetwork: test.host, Containers: []corev1.Container{{Ports: []corev1.ContainerPort{test.port}}}}}
+		if got := f.hides(p); got != test.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
 }

@@ -101,6 +101,13 @@ func TestIPv6Only(t *testing.T) {
 		}
 		answers(t, url)
 	})
+	t.Run("it moves", func(t *testing.T) {
+		n := holder(t, c, floating)
+		cluster.Do(t, n.PowerCut)
+		took := silence(t, "an answer of "+floating, asks)
+		t.Logf("%s lost its power: %s is answered by %s after %s", n.Name(), floating, holder(t, c, floating).Name(), took.Round(10*time.Millisecond))
+		cluster.Do(t, n.Restart, c.WaitReady)
+	})
 	t.Run("no way to the API", func(t *testing.T) {
 		n := holder(t, c, floating)
 		block := func(verb string) {
@@ -128,13 +135,6 @@ func TestIPv6Only(t *testing.T) {
 		block("del")
 		cluster.Do(t, c.WaitReady)
 		holder(t, c, floating)
-	})
-	t.Run("it moves", func(t *testing.T) {
-		n := holder(t, c, floating)
-		cluster.Do(t, n.PowerCut)
-		took := silence(t, "an answer of "+floating, asks)
-		t.Logf("%s lost its power: %s is answered by %s after %s", n.Name(), floating, holder(t, c, floating).Name(), took.Round(10*time.Millisecond))
-		cluster.Do(t, n.Restart, c.WaitReady)
 	})
 	t.Run("without a pool again", func(t *testing.T) {
 		cluster.Do(t, s1.Stop)
