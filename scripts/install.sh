@@ -270,7 +270,8 @@ check() {
 		say "kedge check would be run; programs cannot be run from $from"
 		return
 	fi
-	printf %s "$args" >"$work/args"
+	# The tokens are not in their place yet.
+	printf %s "$args" | sed "s|^$etc/\(agent-\)*token\$|$work/\1token|" >"$work/args"
 	set --
 	while IFS= read -r line; do set -- "$@" "$line"; done <"$work/args"
 	[ "$role" != agent ] || set -- --agent "$@"
@@ -319,11 +320,7 @@ install_files() {
 	[ -z "$config" ] || put $etc/config.yaml 600 "$config" keep
 	if [ -n "$release_pub" ] || [ ! -e $etc/release.pub ]; then put $etc/release.pub 644 "$key"; fi
 	for name in token agent-token; do
-		value=$token
-		[ $name = token ] || value=$agent_token
-		[ -n "$value" ] || continue
-		(umask 077 && printf '%s\n' "$value" >"$work/secret")
-		put $etc/$name 600 "$work/secret" keep
+		[ ! -e "$work/$name" ] || put $etc/$name 600 "$work/$name" keep
 	done
 	template=$from/kedge.service mode=644 setting=ExecStart
 	[ $init = systemd ] || template=$from/kedge.openrc mode=755 setting=command_args
@@ -358,14 +355,15 @@ start() {
 		return
 	fi
 	say "starting the service"
-	if [ $init = systemd ]; then systemctl restart --no-block kedge; else rc-service -q kedge restart; fi
+	if [ $init = systemd ]; then systemctl restart --no-block kedge; else rc-service -q kedge restart; fi ||
+		die "the service cannot be started; when the reason above is gone, run install.sh again"
 	wait_ready
 }
 
 # state gives a property of the unit.
 state() { [ $init != systemd ] || systemctl show -p "$1" kedge | cut -d= -f2-; }
-# child gives what OpenRC's supervisor has started, or what it remembers of it.
-child() { cat /run/openrc/options/kedge/child_pid 2>/dev/null || true; }
+# respawned says that OpenRC's supervisor had to start Kedge again.
+respawned() { grep -q '[1-9]' /run/openrc/options/kedge/start_count 2>/dev/null; }
 
 # progress sets $text to what Kedge waits for, and says in $stage: ready, starting or ended.
 progress() {
@@ -379,16 +377,16 @@ progress() {
 		esac
 		return
 	fi
-	first=${first:-$(child)}
 	if $bin status >"$work/log" 2>/dev/null; then stage=ready; fi
 	text=$(awk 'NR > 3 && NF > 3 && $3 ~ /^(waiting|starting|running|failed)$/ { print $2, $3; n++ } n == 3 { exit }' "$work/log" | paste -s -d ';' -)
-	[ "$first" = "$(child)" ] || stage=ended
+	! respawned || stage=ended
 }
 
 wait_ready() {
-	seconds=0 shown='' first=''
+	began=$(date +%s) shown=''
 	while :; do
 		progress
+		seconds=$(($(date +%s) - began))
 		case $stage in
 		ready) break ;;
 		ended)
@@ -402,7 +400,6 @@ wait_ready() {
 			say "$(printf '%3d s: %s' $seconds "$text" | cut -c1-140)"
 		fi
 		[ $seconds -lt "$timeout" ] || die "not ready after $timeout s. The service goes on trying: see kedge status$(back)"
-		seconds=$((seconds + 1))
 		sleep 1
 	done
 	say "ready after $seconds s"
@@ -422,6 +419,8 @@ main() {
 	trap 'rm -rf "$work" ${bin%/*}/.kedge.new' EXIT
 	trap 'exit 130' INT
 	trap 'exit 143' TERM HUP
+	[ -z "$token" ] || printf '%s\n' "$token" >"$work/token"
+	[ -z "$agent_token" ] || printf '%s\n' "$agent_token" >"$work/agent-token"
 	find_release
 	verify
 	! dry || say "this would be written:"

@@ -5,8 +5,9 @@
 //	release key KEY PUB           make the private key KEY unless it exists, and write its public half to PUB
 //	release licenses DIR ARCH SYSROOT PACKAGES MODULE-PACKAGE...
 //	                              gather in DIR the licences of all that is linked or packed for ARCH
+//	release sign STAGE KEY        write checksums of all files in STAGE, and sign them
 //	release pack STAGE DIST KEY SECONDS
-//	                              sign the directory STAGE and pack it into DIST; all files are of that Unix time
+//	                              pack STAGE into DIST, with checksums that are signed; all files are of that Unix time
 package main
 
 import (
@@ -30,6 +31,12 @@ func run(args []string) error {
 		return makeKey(args[1], args[2])
 	case len(args) > 5 && args[0] == "licenses":
 		return licenses(args[1], args[2], args[3], args[4], args[5:])
+	case len(args) == 3 && args[0] == "sign":
+		key, err := readKey(args[2])
+		if err != nil {
+			return err
+		}
+		return signTree(args[1], key)
 	case len(args) == 5 && args[0] == "pack":
 		key, err := readKey(args[3])
 		if err != nil {

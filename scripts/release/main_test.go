@@ -47,7 +47,8 @@ func TestPack(t *testing.T) {
 	var packed [2][]byte
 	for i := range packed {
 		dist := filepath.Join(work, string(rune('a'+i)))
-		if err := run([]string{"pack", stage(t), dist, key, "1700000000"}); err != nil {
+		dir := stage(t)
+		if err := errors.Join(run([]string{"sign", dir, key}), run([]string{"pack", dir, dist, key, "1700000000"})); err != nil {
 			t.Fatal(err)
 		}
 		for _, file := range []string{name + ".tar.zst", name + ".tar.gz", sums, signature} {
@@ -194,7 +195,7 @@ func TestRefusals(t *testing.T) {
 	if err := os.Symlink("kedge", filepath.Join(s, "kubectl")); err != nil {
 		t.Fatal(err)
 	}
-	if err := pack(s, dir, nil, time.Now()); err == nil || !strings.Contains(err.Error(), "neither file nor directory") {
+	if err := signTree(s, nil); err == nil || !strings.Contains(err.Error(), "neither file nor directory") {
 		t.Errorf("a symbolic link: %v", err)
 	}
 	if err := run(nil); err == nil {

@@ -28,21 +28,22 @@ const (
 	window = 8 << 20
 )
 
-// pack signs the directory stage and makes dist/NAME.tar.zst, and .tar.gz for machines without zstd, where NAME is the directory's.
-// dist/SHA256SUMS is made anew, of all archives in dist.
-func pack(stage, dist string, key ed25519.PrivateKey, mtime time.Time) error {
-	files, err := regularFiles(stage)
+// signTree writes the checksums of all files in a directory, and their signature.
+func signTree(dir string, key ed25519.PrivateKey) error {
+	files, err := regularFiles(dir)
 	if err != nil {
 		return err
 	}
-	if err := sign(stage, files, key); err != nil {
-		return err
-	}
+	return sign(dir, files, key)
+}
+
+// pack makes dist/NAME.tar.zst of the directory stage, and .tar.gz for machines without zstd, where NAME is the directory's.
+// dist/SHA256SUMS is made anew, of all archives in dist.
+func pack(stage, dist string, key ed25519.PrivateKey, mtime time.Time) error {
 	if err := os.MkdirAll(dist, 0o755); err != nil {
 		return err
 	}
-	base := filepath.Join(dist, filepath.Base(stage))
-	if err := archives(stage, base, mtime); err != nil {
+	if err := archives(stage, filepath.Join(dist, filepath.Base(stage)), mtime); err != nil {
 		return err
 	}
 	return signDist(dist, key)

@@ -41,6 +41,9 @@ func Disk(size string) Option { return func() []string { return []string{"--disk
 // Systemd boots systemd as PID 1. The default is a bare process that only reaps.
 func Systemd() Option { return func() []string { return []string{"--init", "systemd"} } }
 
+// NoGateway leaves out the default route: the machine reaches the others and the host, and nothing else.
+func NoGateway() Option { return func() []string { return []string{"--no-gateway"} } }
+
 // Bind shows a file or directory of the host in the machine, read-only.
 func Bind(src, dst string) Option {
 	return func() []string { return []string{"--bind", src + ":" + dst + ":ro"} }
