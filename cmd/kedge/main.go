@@ -18,6 +18,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/kedge-io/kedge/cmd/agent"
+	"github.com/kedge-io/kedge/cmd/certificate"
 	"github.com/kedge-io/kedge/cmd/check"
 	"github.com/kedge-io/kedge/cmd/images"
 	"github.com/kedge-io/kedge/cmd/manifests"
@@ -78,6 +79,7 @@ func run(ctx context.Context, args []string) error {
 			token.Command(),
 		}, nodecmd.Commands(), []*cli.Command{
 			status.Command(),
+			certificate.Command(),
 			images.Command(),
 			manifests.Command(),
 			netpol.Command(),

@@ -90,17 +90,13 @@ func write(out io.Writer, st *agent.Status, now time.Time) error {
 			fmt.Fprintf(out, "\n%s ended %s ago: %s", p.Name, duration.HumanDuration(now.Sub(*p.LastExitAt)), p.LastExit)
 		}
 	}
-	var next pki.CertStatus
 	for _, c := range st.Certificates {
 		if c.Warning != "" {
 			fmt.Fprintf(out, "\ncertificate %s: %s", c.Name, c.Warning)
 		}
-		if !c.RenewAt.IsZero() && (next.RenewAt.IsZero() || c.RenewAt.Before(next.RenewAt)) {
-			next = c
-		}
 	}
-	if next.Name != "" {
-		fmt.Fprintf(out, "\nnext certificate to be renewed: %s on %s (%d days left)", next.Name, next.RenewAt.Format(time.DateOnly), next.DaysLeft)
+	if c, ok := pki.Soonest(st.Certificates); ok {
+		fmt.Fprintf(out, "\ncertificates: %s ends first, on %s (%d days left); see kedge certificate check", c.Name, c.NotAfter.Format(time.DateOnly), c.DaysLeft)
 	}
 	_, err := fmt.Fprintln(out)
 	return err

@@ -27,7 +27,7 @@ func TestWrite(t *testing.T) {
 		},
 		APIServers:   []apilb.Server{{Address: "127.0.0.1:6443", Healthy: true, Local: true, Active: true, Connections: 3}, {Address: "192.0.2.2:6443", Reason: "no answer"}},
 		Tunnels:      []tunnel.Link{{Server: "192.0.2.2:6443", Reason: "refused"}},
-		Certificates: []pki.CertStatus{{Name: "client-ca", Warning: "ends in 300 days"}, {Name: "apiserver", RenewAt: now.Add(240 * 24 * time.Hour), DaysLeft: 360}},
+		Certificates: []pki.CertStatus{{Name: "client-ca", Warning: "ends in 300 days"}, {Name: "apiserver", NotAfter: now.Add(360 * 24 * time.Hour), DaysLeft: 360}},
 	}
 	var out bytes.Buffer
 	if err := write(&out, st, now); err != nil {
@@ -45,7 +45,7 @@ API SERVER       STATE             CONNECTIONS   TUNNEL            REMARK
 
 etcd ended 90s ago: signal: killed
 certificate client-ca: ends in 300 days
-next certificate to be renewed: apiserver on 2027-07-20 (360 days left)
+certificates: apiserver ends first, on 2027-11-17 (360 days left); see kedge certificate check
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -21,6 +22,7 @@ import (
 	"github.com/kedge-io/kedge/pkg/check"
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/join"
+	"github.com/kedge-io/kedge/pkg/join/authority"
 	"github.com/kedge-io/kedge/pkg/node"
 	"github.com/kedge-io/kedge/pkg/pki"
 	"github.com/kedge-io/kedge/pkg/registries"
@@ -49,11 +51,13 @@ func Run(ctx context.Context, cfg *config.Config) error {
 		}
 		m.Credentials = Credentials{Kubeconfig: files.KubeconfigFile(), ClientCert: files.Credentials, ServerCA: files.ServerCAFile(), ClientCA: files.ClientCAFile()}
 		m.OnChange = m.noteRegistered
-		m.Certificates = func() []pki.CertStatus { return pki.FileStatus(pki.KubeletClient, files.Credentials) }
+		m.RotateCertificates = m.rotateKubelet
+		follower := &caFollower{m: m, files: files, changed: make(chan *authority.Rotation, 1)}
+		m.OnRotation = follower.note
 		if _, err := m.Balance(""); err != nil {
 			return err
 		}
-		return m.Run(ctx, nil, []string{NodeProcess, Containerd})
+		return m.Run(ctx, nil, []string{NodeProcess, Containerd}, m.watchCredentials, follower.run)
 	})
 }
 
@@ -83,6 +87,14 @@ func CheckOptions(c *config.Config) check.Options {
 // enroll makes the machine a node of the cluster, unless it is one already and its credentials still hold.
 func (m *Machine) enroll(ctx context.Context, known *Membership, files pki.Agent) error {
 	lapsed := checkCredentials(files.Credentials, m.cfg.NodeName)
+	if known != nil && errors.Is(lapsed, errExpired) {
+		if lapsed = m.renewExpired(ctx, files, lapsed); lapsed != nil && ctx.Err() == nil {
+			m.log.Warn("the cluster does not renew this node's certificate: it has to join again", "reason", lapsed)
+		}
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	if lapsed == nil && known != nil && known.Registered {
 		lapsed = m.checkRegistered(ctx, files)
 	}
@@ -118,13 +130,7 @@ var errRemoved = errors.New("this node was removed from the cluster")
 func (m *Machine) checkRegistered(ctx context.Context, files pki.Agent) error {
 	ctx, cancel := context.WithTimeout(ctx, registeredTimeout)
 	defer cancel()
-	addresses, err := apilb.ReadFile(BalancerFile(m.cfg))
-	if err != nil {
-		m.log.Warn("list of servers", "error", err)
-	}
-	if u, err := url.Parse(m.cfg.Server); err == nil && u.Host != "" {
-		addresses = append(addresses, u.Host)
-	}
+	addresses := m.knownServers()
 	config, err := clientcmd.BuildConfigFromFlags("", files.KubeconfigFile())
 	if err != nil {
 		return err
@@ -139,6 +145,18 @@ func (m *Machine) checkRegistered(ctx context.Context, files pki.Agent) error {
 		}
 	}
 	return nil
+}
+
+// knownServers are the addresses of API servers that an earlier start kept, and the one to join through.
+func (m *Machine) knownServers() []string {
+	addresses, err := apilb.ReadFile(BalancerFile(m.cfg))
+	if err != nil {
+		m.log.Warn("list of servers", "error", err)
+	}
+	if u, err := url.Parse(m.cfg.Server); err == nil && u.Host != "" && !slices.Contains(addresses, u.Host) {
+		addresses = append(addresses, u.Host)
+	}
+	return addresses
 }
 
 // nodeIsGone says whether a server answers that there is no such Node.
@@ -182,6 +200,9 @@ func (m *Machine) notPart(known *Membership, lapsed error) error {
 	return fmt.Errorf("this node's credentials do not hold any more (%w): to join again, %s", lapsed, how)
 }
 
+// errExpired is why a machine that was switched off for long cannot use its credentials.
+var errExpired = errors.New("they have expired")
+
 // checkCredentials says why the kubelet cannot use its client certificate.
 func checkCredentials(file, name string) error {
 	pair, err := tls.LoadX509KeyPair(file, file)
@@ -192,7 +213,7 @@ func checkCredentials(file, name string) error {
 	case cert.Subject.CommonName != join.UserNodePrefix+name:
 		return fmt.Errorf("they are those of %s, and this node is called %s", cert.Subject.CommonName, name)
 	case time.Now().After(cert.NotAfter):
-		return fmt.Errorf("they have expired on %s, and the clock says %s", cert.NotAfter.Format(time.DateOnly), time.Now().UTC().Format(time.DateOnly))
+		return fmt.Errorf("%w on %s, and the clock says %s", errExpired, cert.NotAfter.Format(time.DateOnly), time.Now().UTC().Format(time.DateOnly))
 	}
 	return nil
 }

@@ -132,7 +132,7 @@ func (m *Machine) watchServers(ctx context.Context) {
 	if supervise.Poll(ctx, func() error { _, err := authority.ListServers(ctx, client); return err }) != nil {
 		return
 	}
-	authority.WatchServers(ctx, client, func(servers map[string]authority.Server, err error) {
+	authority.WatchRegistry(ctx, client, func(servers map[string]authority.Server, err error) {
 		if err != nil {
 			m.log.Warn("the cluster's list of servers is damaged in part", "component", "load-balancer", "error", err)
 		}
@@ -157,6 +157,12 @@ func (m *Machine) watchServers(ctx context.Context) {
 		}
 		if m.OnServers != nil {
 			m.OnServers(servers)
+		}
+	}, func(r *authority.Rotation, err error) {
+		if err != nil {
+			m.log.Error("the change of the CAs is not followed", "error", err)
+		} else if r != nil && m.OnRotation != nil {
+			m.OnRotation(r)
 		}
 	})
 }

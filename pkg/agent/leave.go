@@ -127,19 +127,9 @@ func (m *Machine) finishLeave() {
 	m.leaving.done <- err
 }
 
-// serveLeave answers POST /leave on the status socket with lines of progress. The last one is "ok" or begins with "error: ".
+// serveLeave answers POST /leave on the status socket.
 func (m *Machine) serveLeave(w http.ResponseWriter, r *http.Request) {
-	flush := func() { _ = http.NewResponseController(w).Flush() } // who asked is gone: the leaving goes on
-	say := func(text string) {
-		m.log.Info("leaving the cluster", "step", text)
-		if _, err := fmt.Fprintln(w, text); err == nil {
-			flush()
-		}
-	}
-	flush() // the first line may take a while
-	if err := m.leave(context.WithoutCancel(r.Context()), r.URL.Query().Get("force") == "true", say); err != nil {
-		say("error: " + err.Error())
-		return
-	}
-	say("ok")
+	m.progress(w, r, "leaving the cluster", func(ctx context.Context, say func(string)) error {
+		return m.leave(ctx, r.URL.Query().Get("force") == "true", say)
+	})
 }

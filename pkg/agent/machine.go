@@ -61,9 +61,14 @@ type Machine struct {
 	started time.Time
 
 	// Set before Run.
-	Credentials  Credentials
-	Certificates func() []pki.CertStatus
-	OnChange     func([]supervise.ProcessStatus) // called after each change of a process; may be nil
+	Credentials Credentials
+	OnChange    func([]supervise.ProcessStatus) // called after each change of a process; may be nil
+	// RotateCertificates renews the leaf certificates of these names, or all, for `kedge certificate rotate`. say gets progress.
+	RotateCertificates func(ctx context.Context, names []pki.Name, say func(string)) error
+
+	// StartRotation begins a change of the CAs, for `kedge certificate rotate-ca`; nil on agents.
+	StartRotation func(ctx context.Context, overlap time.Duration, say func(string)) error
+	OnRotation    func(*authority.Rotation) // called with the last change of the CAs, if there is one, at first and when it goes on; may be nil
 
 	OnServers func(map[string]authority.Server) // called with the cluster's servers, at first and after each change; may be nil
 
@@ -95,7 +100,7 @@ func New(cfg *config.Config) *Machine {
 	if err := logging.Klog(log, cfg.Debug); err != nil { // client-go's
 		log.Warn("messages of Kubernetes' client library have a format of their own", "error", err)
 	}
-	return &Machine{cfg: cfg, log: log, notify: newNotifier(log), started: time.Now(), left: make(chan struct{}), Certificates: func() []pki.CertStatus { return nil }}
+	return &Machine{cfg: cfg, log: log, notify: newNotifier(log), started: time.Now(), left: make(chan struct{})}
 }
 
 // Logger of the machine.
@@ -320,6 +325,7 @@ func NodeConfig(c *config.Config, credentials Credentials) node.Config {
 		DNS:              !c.Disabled(config.ComponentCoreDNS),
 		NetworkPolicy:    !c.Disabled(config.ComponentNetworkPolicy) && c.FlannelBackend != config.FlannelNone,
 		ServiceLB:        !c.Disabled(config.ComponentServiceLB),
+		Certificates:     CertificatePlaces(c),
 		KubeletArgs:      c.KubeletArgs,
 		ProxyArgs:        c.KubeProxyArgs,
 	}

@@ -3,7 +3,6 @@
 package agent
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -70,20 +69,7 @@ func Leave(ctx context.Context, runDir string, force bool, out io.Writer) error 
 	if err != nil {
 		return err
 	}
-	defer body.Close()
-	for lines := bufio.NewScanner(body); lines.Scan(); {
-		if lines.Text() == "ok" {
-			return nil
-		}
-		if text, failed := strings.CutPrefix(lines.Text(), "error: "); failed {
-			for lines.Scan() {
-				text += "\n" + lines.Text()
-			}
-			return errors.New(text)
-		}
-		fmt.Fprintln(out, lines.Text())
-	}
-	return errors.New("kedge ended in the middle of it: see its log, and `kedge node remove` on a server")
+	return follow(body, out, "kedge ended in the middle of it: see its log, and `kedge node remove` on a server")
 }
 
 // ask sends a request to the supervisor's socket.
@@ -135,6 +121,8 @@ func (m *Machine) queries() *http.ServeMux {
 func (m *Machine) requests() *http.ServeMux {
 	mux := m.queries()
 	mux.HandleFunc("POST /leave", m.serveLeave)
+	mux.HandleFunc("POST /certificates/rotate", m.serveRotate)
+	mux.HandleFunc("POST /certificates/rotate-ca", m.serveRotateCA)
 	return mux
 }
 
@@ -186,9 +174,11 @@ func (m *Machine) status() Status {
 		PID:     os.Getpid(),
 		Started: m.started,
 		Phase:   m.phase,
+
+		Certificates: pki.Inspect(CertificatePlaces(m.cfg)),
 	}
 	if m.supervisor != nil {
-		st.Processes, st.APIServers, st.Certificates = m.supervisor.Status(), m.balancer.Servers(), m.Certificates()
+		st.Processes, st.APIServers = m.supervisor.Status(), m.balancer.Servers()
 		if m.tunnel != nil {
 			st.Tunnels = m.tunnel.Links()
 		}

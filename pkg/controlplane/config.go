@@ -21,6 +21,7 @@ import (
 	"github.com/kedge-io/kedge/pkg/datastore"
 	"github.com/kedge-io/kedge/pkg/join"
 	"github.com/kedge-io/kedge/pkg/logging"
+	"github.com/kedge-io/kedge/pkg/pki"
 )
 
 // The components of the process, as `kedge status` names them.
@@ -62,6 +63,9 @@ type Config struct {
 
 	Files Files `json:"files"`
 
+	// Certificates of this machine, for the API server's /metrics.
+	Certificates pki.Places `json:"certificates"`
+
 	APIServerArgs         []string `json:"apiserverArgs,omitempty"`
 	ControllerManagerArgs []string `json:"controllerManagerArgs,omitempty"`
 	SchedulerArgs         []string `json:"schedulerArgs,omitempty"`
@@ -88,16 +92,19 @@ type OperatorToken struct {
 
 // Files of the PKI that the control plane reads. Certificate files of leaves hold the key as well.
 type Files struct {
-	ServerCA, ServerCAKey string
+	ServerCA, ServerCAKey string // that issue
 	ClientCA, ClientCAKey string
-	RequestHeaderCA       string
-	APIServer             string
-	KubeletClient         string
-	FrontProxyClient      string
-	FrontProxyName        string
-	ServiceAccountKey     string
-	EncryptionConfig      string
-	Keyring               string
+	// TrustedServerCA and TrustedClientCA hold all that are trusted: during a change of the CAs two of each. RequestHeaderCA is alike.
+	TrustedServerCA, TrustedClientCA string
+	RequestHeaderCA                  string
+	APIServer                        string
+	KubeletClient                    string
+	FrontProxyClient                 string
+	FrontProxyName                   string
+	ServiceAccountKey                string
+	ServiceAccountTrusted            string // the keys that tokens are verified with
+	EncryptionConfig                 string
+	Keyring                          string
 	// Kubeconfig of all clients in the process. They are one identity: who can read the memory of one has the others', too,
 	// and nothing has to wait until the API server has made the default roles.
 	Kubeconfig string
@@ -110,9 +117,9 @@ type Files struct {
 // ClusterDNS is the address of the cluster DNS.
 func (c Config) ClusterDNS() netip.Addr { return c.Cluster.ClusterDNS }
 
-// ServerCAData is the CA by which API servers are known, in base64.
+// ServerCAData are the CAs by which API servers are known, in base64.
 func (c Config) ServerCAData() (string, error) {
-	b, err := os.ReadFile(c.Files.ServerCA)
+	b, err := os.ReadFile(c.Files.TrustedServerCA)
 	return base64.StdEncoding.EncodeToString(b), err
 }
 
@@ -143,8 +150,8 @@ func (c Config) apiserverFlags() []string {
 		"enable-bootstrap-token-auth", "true",
 		"tls-cert-file", f.APIServer,
 		"tls-private-key-file", f.APIServer,
-		"client-ca-file", f.ClientCA,
-		"kubelet-certificate-authority", f.ServerCA,
+		"client-ca-file", f.TrustedClientCA,
+		"kubelet-certificate-authority", f.TrustedServerCA,
 		"kubelet-client-certificate", f.KubeletClient,
 		"kubelet-client-key", f.KubeletClient,
 		"kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname",
@@ -156,7 +163,7 @@ func (c Config) apiserverFlags() []string {
 		"proxy-client-cert-file", f.FrontProxyClient,
 		"proxy-client-key-file", f.FrontProxyClient,
 		"service-account-issuer", "https://kubernetes.default.svc."+c.Cluster.ClusterDomain,
-		"service-account-key-file", f.ServiceAccountKey,
+		"service-account-key-file", f.ServiceAccountTrusted,
 		"service-account-signing-key-file", f.ServiceAccountKey,
 		"encryption-provider-config", f.EncryptionConfig,
 		"encryption-provider-config-automatic-reload", "true", // see followEncryption
@@ -188,7 +195,7 @@ func (c Config) controllerManagerFlags() []string {
 		"configure-cloud-routes", "false",
 		"cluster-cidr", c.Cluster.ClusterCIDR.String(),
 		"service-cluster-ip-range", c.Cluster.ServiceCIDR.String(),
-		"root-ca-file", f.ServerCA,
+		"root-ca-file", f.TrustedServerCA,
 		"service-account-private-key-file", f.ServiceAccountKey,
 		"cluster-signing-kubelet-serving-cert-file", f.ServerCA,
 		"cluster-signing-kubelet-serving-key-file", f.ServerCAKey,

@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	cliflag "k8s.io/component-base/cli/flag"
 	"k8s.io/component-base/configz"
+	"k8s.io/component-base/metrics/legacyregistry"
 	"k8s.io/klog/v2"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	apiserveroptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
@@ -35,6 +36,7 @@ import (
 	"github.com/kedge-io/kedge/pkg/deploy"
 	"github.com/kedge-io/kedge/pkg/encryption"
 	"github.com/kedge-io/kedge/pkg/join/authority"
+	"github.com/kedge-io/kedge/pkg/pki"
 	"github.com/kedge-io/kedge/pkg/supervise"
 	"github.com/kedge-io/kedge/pkg/tunnel"
 )
@@ -101,6 +103,7 @@ func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logg
 		return fmt.Errorf("feature gates: %w", err)
 	}
 	rest.SetDefaultWarningHandler(rest.NoWarnings{})
+	legacyregistry.RawMustRegister(pki.Collector(cfg.Certificates))
 
 	clientConfig, err := clientcmd.BuildConfigFromFlags("", cfg.Files.Kubeconfig)
 	if err != nil {

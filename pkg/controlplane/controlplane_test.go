@@ -29,7 +29,8 @@ func testConfig(t *testing.T) Config {
 			ServiceNodePortRange: config.PortRange{First: 30000, Last: 32767}, ClusterDomain: "cluster.local", ClusterDNS: netip.MustParseAddr("10.43.0.10"),
 		},
 		Files: Files{
-			ServerCA: ca, ServerCAKey: "/pki/server-ca.key", ClientCA: "/pki/client-ca.crt", ClientCAKey: "/pki/client-ca.key",
+			TrustedServerCA: ca, TrustedClientCA: "/pki/client-ca-trusted.crt", ServiceAccountTrusted: "/pki/service-account-trusted.key",
+			ServerCA: "/pki/server-ca.crt", ServerCAKey: "/pki/server-ca.key", ClientCA: "/pki/client-ca.crt", ClientCAKey: "/pki/client-ca.key",
 			RequestHeaderCA: "/pki/request-header-ca.crt", APIServer: "/pki/apiserver.pem", KubeletClient: "/pki/apiserver-kubelet-client.pem",
 			FrontProxyClient: "/pki/front-proxy-client.pem", FrontProxyName: "front-proxy-client", ServiceAccountKey: "/pki/service-account.key",
 			EncryptionConfig: "/pki/encryption.yaml", Kubeconfig: "/pki/kedge-controller.kubeconfig",
@@ -39,7 +40,7 @@ func testConfig(t *testing.T) Config {
 
 func TestCommandLines(t *testing.T) {
 	c := testConfig(t)
-	c.Files.ServerCA = "/pki/server-ca.crt"
+	c.Files.TrustedServerCA = "/pki/server-ca-trusted.crt"
 	c.APIServerArgs = []string{"audit-log-path=/a", "--feature-gates=A=true"}
 	c.SchedulerArgs = []string{"v=2", "feature-gates=A=true"}
 	c.ControllerManagerArgs = []string{"feature-gates=B=false"}

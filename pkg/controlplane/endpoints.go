@@ -158,7 +158,7 @@ const (
 func (p *plane) dropDead(ctx context.Context) {
 	d := deadDropper{
 		adapter:  reconcilers.NewEndpointsAdapter(p.client.CoreV1(), p.client.DiscoveryV1()),
-		probe:    apilb.HTTPSProbe(func() (*x509.CertPool, error) { return cert.NewPool(p.cfg.Files.ServerCA) }),
+		probe:    apilb.HTTPSProbe(func() (*x509.CertPool, error) { return cert.NewPool(p.cfg.Files.TrustedServerCA) }),
 		own:      p.cfg.AdvertiseAddress.String(),
 		log:      p.log.With("component", ComponentAPIServer),
 		failures: map[string]int{},

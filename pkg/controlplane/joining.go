@@ -72,9 +72,11 @@ const joinPrefix = "/kedge/v1/"
 // joinAPI hands out what joining servers need.
 func (p *plane) joinAPI() http.Handler {
 	cfg := authority.Config{
-		Files:    p.cfg.Files.Shared,
-		ClientCA: p.cfg.Files.ClientCA,
-		Client:   p.client,
+		Files:        p.cfg.Files.Shared,
+		ClientCA:     p.cfg.Files.TrustedClientCA,
+		IssuingCA:    p.cfg.Files.ClientCA,
+		IssuingCAKey: p.cfg.Files.ClientCAKey,
+		Client:       p.client,
 		BeforeJoin: func(ctx context.Context, _ string) error {
 			return p.leadership.shared(ctx, p.alone.Load())
 		},
@@ -96,6 +98,8 @@ func (p *plane) runControllers(ctx context.Context, group *errgroup.Group) {
 	})
 	group.Go(func() error { return approver.Run(ctx) })
 	group.Go(func() error { p.keepRoles(ctx); return nil })
+	rotator := authority.Rotator{Client: p.client, Logger: p.log.With("component", "pki")}
+	group.Go(func() error { return rotator.Run(ctx) })
 	if p.members != nil {
 		nodes := authority.NewNodeController(p.client, p.members, p.log)
 		group.Go(func() error { return nodes.Run(ctx) })
@@ -128,13 +132,13 @@ func (p *plane) keepTokens(ctx context.Context) {
 	})
 }
 
-// publishCluster writes the settings once: they are those of the first server.
+// publishCluster writes the settings once: they are those of the first server. The CAs of clients follow a change.
 func (p *plane) publishCluster(ctx context.Context) error {
 	settings, err := json.Marshal(p.cfg.Cluster)
 	if err != nil {
 		return err
 	}
-	ca, err := os.ReadFile(p.cfg.Files.ClientCA)
+	ca, err := os.ReadFile(p.cfg.Files.TrustedClientCA)
 	if err != nil {
 		return err
 	}
@@ -142,9 +146,19 @@ func (p *plane) publishCluster(ctx context.Context) error {
 		ObjectMeta: metav1.ObjectMeta{Name: join.ConfigMapCluster, Namespace: metav1.NamespaceSystem},
 		Data:       map[string]string{join.KeyCluster: string(settings), join.KeyClientCA: string(ca)},
 	}, metav1.CreateOptions{FieldManager: fieldManager})
-	if apierrors.IsAlreadyExists(err) {
-		return nil
+	if !apierrors.IsAlreadyExists(err) {
+		return err
 	}
+	have, err := p.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, join.ConfigMapCluster, metav1.GetOptions{})
+	if err != nil || have.Data[join.KeyClientCA] == string(ca) {
+		return err
+	}
+	have = have.DeepCopy() // the CAs have changed
+	if have.Data == nil {
+		have.Data = map[string]string{}
+	}
+	have.Data[join.KeyClientCA] = string(ca)
+	_, err = p.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Update(ctx, have, metav1.UpdateOptions{FieldManager: fieldManager})
 	return err
 }
 

@@ -34,8 +34,8 @@ func testPlane(t *testing.T, objects ...runtime.Object) (*plane, *fake.Clientset
 	t.Helper()
 	client := fake.NewClientset(objects...)
 	p := &plane{cfg: testConfig(t), client: client, log: slog.New(slog.NewTextHandler(t.Output(), nil))}
-	p.cfg.Files.ClientCA = filepath.Join(t.TempDir(), "client-ca.crt")
-	if err := os.WriteFile(p.cfg.Files.ClientCA, []byte("the client CA"), 0o600); err != nil {
+	p.cfg.Files.TrustedClientCA = filepath.Join(t.TempDir(), "client-ca.crt")
+	if err := os.WriteFile(p.cfg.Files.TrustedClientCA, []byte("the client CA"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return p, client
@@ -70,7 +70,16 @@ func TestPublishCluster(t *testing.T) {
 	if again := get(); !maps.Equal(again.Data, first.Data) {
 		t.Errorf("a second time: %v", again.Data)
 	}
-	p.cfg.Files.ClientCA += ".missing"
+	if err := os.WriteFile(p.cfg.Files.TrustedClientCA, []byte("the old CA and the new one"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.publishCluster(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if again := get(); again.Data[join.KeyClientCA] != "the old CA and the new one" || again.Data[join.KeyCluster] != first.Data[join.KeyCluster] {
+		t.Errorf("another CA: %v", again.Data)
+	}
+	p.cfg.Files.TrustedClientCA += ".missing"
 	if err := p.publishCluster(t.Context()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without a CA: %v", err)
 	}

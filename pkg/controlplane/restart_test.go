@@ -109,6 +109,7 @@ func TestLoopsStartAgain(t *testing.T) {
 	}
 	cfg := testConfig(t)
 	cfg.Files.ServerCA, cfg.Files.ServerCAKey = keys.CertFile(pki.ServerCA), keys.KeyFile(pki.ServerCA)
+	cfg.Files.TrustedServerCA, cfg.Files.TrustedClientCA = keys.TrustFile(pki.ServerCA), keys.TrustFile(pki.ClientCA)
 	cfg.Files.ClientCA, cfg.Files.ClientCAKey = keys.CertFile(pki.ClientCA), keys.KeyFile(pki.ClientCA)
 	cfg.Files.ServiceAccountKey, cfg.Files.Kubeconfig = keys.KeyFile(pki.ServiceAccount), filepath.Join(dir, "kubeconfig")
 	kubeconfig := clientcmdapi.NewConfig()

@@ -41,7 +41,7 @@ type Client struct {
 	api      kubernetes.Interface
 	address  string        // for messages
 	patience time.Duration // with an approver
-	// pending requests by their user: a call that is repeated after an error goes on with the same request.
+	// pending requests by their signer: a call that is repeated after an error goes on with the same request.
 	pending map[string]*request
 }
 
@@ -54,6 +54,15 @@ func (c *Cluster) Client(token Token, dial DialFunc) (*Client, error) {
 		return nil, fmt.Errorf("client of %s: %w", c.URL, err)
 	}
 	return newClient(api, strings.TrimPrefix(c.URL, "https://")), nil
+}
+
+// NewClient returns one with the rights in config, such as those of a node, which may renew its own certificates.
+func NewClient(config *rest.Config) (*Client, error) {
+	api, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	return newClient(api, strings.TrimPrefix(config.Host, "https://")), nil
 }
 
 func newClient(api kubernetes.Interface, address string) *Client {
@@ -99,25 +108,31 @@ type request struct {
 
 // NodeCertificate gets the node's client certificate, which makes this machine the node of that name.
 func (c *Client) NodeCertificate(ctx context.Context, nodeName string) (certPEM, keyPEM []byte, err error) {
-	return c.certificate(ctx, certificatesv1.KubeAPIServerClientKubeletSignerName, nodeName, pkix.Name{CommonName: UserNodePrefix + nodeName, Organization: []string{GroupNodes}}, 0)
+	return c.certificate(ctx, certificatesv1.KubeAPIServerClientKubeletSignerName, nodeName, pkix.Name{CommonName: UserNodePrefix + nodeName, Organization: []string{GroupNodes}}, 0, nil, nil)
+}
+
+// ServingCertificate gets a certificate for a kubelet's own port. A node gets it for its own names and addresses.
+func (c *Client) ServingCertificate(ctx context.Context, nodeName string, dns []string, ips []net.IP) (certPEM, keyPEM []byte, err error) {
+	subject := pkix.Name{CommonName: UserNodePrefix + nodeName, Organization: []string{GroupNodes}}
+	return c.certificate(ctx, certificatesv1.KubeletServingSignerName, nodeName, subject, 0, dns, ips)
 }
 
 // ServerCertificate gets a certificate for the join API, for an hour. It takes a server token.
 func (c *Client) ServerCertificate(ctx context.Context, nodeName string) (certPEM, keyPEM []byte, err error) {
-	return c.certificate(ctx, certificatesv1.KubeAPIServerClientSignerName, nodeName, pkix.Name{CommonName: UserServerPrefix + nodeName, Organization: []string{GroupServers}}, serverCertificateLife)
+	return c.certificate(ctx, certificatesv1.KubeAPIServerClientSignerName, nodeName, pkix.Name{CommonName: UserServerPrefix + nodeName, Organization: []string{GroupServers}}, serverCertificateLife, nil, nil)
 }
 
-func (c *Client) certificate(ctx context.Context, signer, nodeName string, subject pkix.Name, life time.Duration) (certPEM, keyPEM []byte, err error) {
-	r := c.pending[subject.CommonName]
+func (c *Client) certificate(ctx context.Context, signer, nodeName string, subject pkix.Name, life time.Duration, dns []string, ips []net.IP) (certPEM, keyPEM []byte, err error) {
+	r := c.pending[signer]
 	if r == nil {
-		if r, err = newRequest(signer, nodeName, subject, life); err != nil {
+		if r, err = newRequest(signer, nodeName, subject, life, dns, ips); err != nil {
 			return nil, nil, fmt.Errorf("make a certificate request for %s: %w", subject.CommonName, err)
 		}
-		c.pending[subject.CommonName] = r
+		c.pending[signer] = r
 	}
 	certPEM, done, err := c.pursue(ctx, r)
 	if done {
-		delete(c.pending, subject.CommonName)
+		delete(c.pending, signer)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -128,7 +143,7 @@ func (c *Client) certificate(ctx context.Context, signer, nodeName string, subje
 	return certPEM, r.key, nil
 }
 
-func newRequest(signer, nodeName string, subject pkix.Name, life time.Duration) (*request, error) {
+func newRequest(signer, nodeName string, subject pkix.Name, life time.Duration, dns []string, ips []net.IP) (*request, error) {
 	keyPEM, err := keyutil.MakeEllipticPrivateKeyPEM()
 	if err != nil {
 		return nil, err
@@ -137,15 +152,19 @@ func newRequest(signer, nodeName string, subject pkix.Name, life time.Duration) 
 	if err != nil {
 		return nil, err
 	}
-	csr, err := certutil.MakeCSR(key, &subject, nil, nil)
+	csr, err := certutil.MakeCSR(key, &subject, dns, ips)
 	if err != nil {
 		return nil, err
+	}
+	usage := certificatesv1.UsageClientAuth
+	if signer == certificatesv1.KubeletServingSignerName {
+		usage = certificatesv1.UsageServerAuth
 	}
 	r := &request{key: keyPEM, object: &certificatesv1.CertificateSigningRequest{
 		Spec: certificatesv1.CertificateSigningRequestSpec{
 			Request:    csr,
 			SignerName: signer,
-			Usages:     []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageClientAuth},
+			Usages:     []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, usage},
 		},
 	}}
 	// The name tells people whose it is. It is this request's alone, so that creating it twice does no harm.
@@ -219,10 +238,19 @@ func denied(name string, cond certificatesv1.CertificateSigningRequestCondition)
 
 // StoreKubeletClient puts a node's client certificate where the kubelet looks for it and rotates it: dir/kubelet-client-current.pem.
 func StoreKubeletClient(dir string, certPEM, keyPEM []byte) error {
+	return storeKubelet("kubelet-client", dir, certPEM, keyPEM)
+}
+
+// StoreKubeletServing does the same for its serving certificate: dir/kubelet-server-current.pem.
+func StoreKubeletServing(dir string, certPEM, keyPEM []byte) error {
+	return storeKubelet("kubelet-server", dir, certPEM, keyPEM)
+}
+
+func storeKubelet(name, dir string, certPEM, keyPEM []byte) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("store the node's certificate: %w", err)
 	}
-	store, err := certificate.NewFileStore("kubelet-client", dir, dir, "", "")
+	store, err := certificate.NewFileStore(name, dir, dir, "", "")
 	if err != nil {
 		return fmt.Errorf("store the node's certificate in %s: %w", dir, err)
 	}

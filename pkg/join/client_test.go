@@ -304,7 +304,7 @@ func TestCertificateGone(t *testing.T) {
 
 func TestRequestName(t *testing.T) {
 	for node, want := range map[string]string{"n1": "kedge-n1-", "a.b-c": "kedge-a.b-c-", strings.Repeat("a", 199) + ".b": "kedge-" + strings.Repeat("a", 199) + "-"} {
-		r, err := newRequest("s", node, pkix.Name{CommonName: "x"}, 0)
+		r, err := newRequest("s", node, pkix.Name{CommonName: "x"}, 0, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -270,8 +270,8 @@ func (d *discovery) proven(body []byte) ([]*x509.Certificate, error) {
 		// Whoever sits in between can add a CA of his own to an answer that also holds the right one.
 		right := slices.DeleteFunc(slices.Clone(certs), func(c *x509.Certificate) bool { return pki.HashOfCertificate(c) != d.Token.CAHash })
 		if len(right) == 0 {
-			return nil, problem(KindCA, nil, "the token belongs to another cluster: it is for the CA %s, and %s has %s; take a token that was made in this cluster "+
-				"(kedge token create), or correct --server", short(d.Token.CAHash), d.address, short(pki.HashOfCertificate(certs[0])))
+			return nil, problem(KindCA, nil, "the token belongs to another cluster, or to this one before its CAs were changed: it is for the CA %s, and %s has %s; take a token "+
+				"that was made in this cluster now (kedge token create), or correct --server", short(d.Token.CAHash), d.address, short(pki.HashOfCertificate(certs[0])))
 		}
 		return right, nil
 	}

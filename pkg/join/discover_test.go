@@ -96,7 +96,7 @@ func TestDiscoverErrors(t *testing.T) {
 	}{
 		"wrong CA": {
 			prepare: func(t *testing.T, x *target) { x.tok.CAHash = testHash }, kind: KindCA,
-			want: "the token belongs to another cluster: it is for the CA fedcba987654, and ADDRESS has HASH; take a token that was made in this cluster (kedge token create), or correct --server",
+			want: "the token belongs to another cluster, or to this one before its CAs were changed: it is for the CA fedcba987654, and ADDRESS has HASH; take a token that was made in this cluster now (kedge token create), or correct --server",
 		},
 		"right CA, other server": {
 			// It has copied cluster-info, which is public, but cannot have the key.

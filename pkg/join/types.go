@@ -47,7 +47,20 @@ const (
 	PathKeys    = "/kedge/v1/keys"
 	PathMembers = "/kedge/v1/members"
 	PathNodes   = "/kedge/v1/nodes"
+	PathRenew   = "/kedge/v1/renew"
 )
+
+// RenewRequest is the body of POST PathRenew, which anybody may send: a node that was away for long shows its expired client
+// certificate, and a request that is signed with the same key. Both are PEM.
+type RenewRequest struct {
+	Certificate []byte `json:"certificate"`
+	Request     []byte `json:"request"`
+}
+
+// RenewResponse answers it: a certificate for the same key, PEM.
+type RenewResponse struct {
+	Certificate []byte `json:"certificate"`
+}
 
 // KeysResponse answers GET PathKeys: the cluster's key material by the names of its files.
 type KeysResponse struct {

@@ -143,6 +143,11 @@ func ClientCertFile(rootDir string) string {
 	return filepath.Join(CertDir(rootDir), "kubelet-client-current.pem")
 }
 
+// ServingCertFile is the same for the kubelet's serving certificate.
+func ServingCertFile(rootDir string) string {
+	return filepath.Join(CertDir(rootDir), "kubelet-server-current.pem")
+}
+
 // setDiskThresholds makes room in time on small disks without giving away a tenth of a large one. Upstream's shares (10 % for
 // the node, 15 % for images) are kept up to 2 and 3 GiB; images are collected before eviction would start.
 func setDiskThresholds(kc *kubeletconfig.KubeletConfiguration, size uint64) {

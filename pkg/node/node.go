@@ -28,12 +28,14 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	watchtools "k8s.io/client-go/tools/watch"
+	"k8s.io/component-base/metrics/legacyregistry"
 	"k8s.io/klog/v2"
 
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/dns"
 	"github.com/kedge-io/kedge/pkg/logging"
 	"github.com/kedge-io/kedge/pkg/netpolicy"
+	"github.com/kedge-io/kedge/pkg/pki"
 	"github.com/kedge-io/kedge/pkg/servicelb"
 	"github.com/kedge-io/kedge/pkg/supervise"
 )
@@ -81,6 +83,9 @@ type Config struct {
 	// ExternalAddress is where other networks reach the node. With FlannelExternalIP the other nodes send there, too.
 	ExternalAddress   []netip.Addr `json:"externalAddress,omitempty"`
 	FlannelExternalIP bool         `json:"flannelExternalIP,omitempty"`
+
+	// Certificates of this machine, for the kubelet's /metrics.
+	Certificates pki.Places `json:"certificates"`
 
 	KubeletArgs []string `json:"kubeletArgs,omitempty"`
 	ProxyArgs   []string `json:"proxyArgs,omitempty"`
@@ -134,6 +139,7 @@ func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logg
 	if n.client, err = newClient(cfg.Kubeconfig); err != nil {
 		return err
 	}
+	legacyregistry.RawMustRegister(pki.Collector(cfg.Certificates))
 	if err := n.startRules(ctx, group); err != nil {
 		return err
 	}

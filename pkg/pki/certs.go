@@ -12,6 +12,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -106,7 +107,7 @@ func leafSpecs(cfg Config) []leafSpec {
 // loadAuthorities loads or makes every CA. It returns the files to write: keys, and certificates, which have to follow
 // the keys. All problems are reported at once.
 func (p *PKI) loadAuthorities(now time.Time) (keys, certs []file, err error) {
-	p.authorities = map[Name]*authority{}
+	authorities := map[Name]*authority{}
 	var errs []error
 	for _, name := range authorityNames() {
 		ca, key, cert, err := p.loadAuthority(name, now)
@@ -114,8 +115,13 @@ func (p *PKI) loadAuthorities(now time.Time) (keys, certs []file, err error) {
 			errs = append(errs, err)
 			continue
 		}
-		p.authorities[name] = ca
+		authorities[name] = ca
 		keys, certs = append(keys, key...), append(certs, cert...)
+	}
+	if len(errs) == 0 {
+		p.mu.Lock()
+		p.authorities = authorities
+		p.mu.Unlock()
 	}
 	return keys, certs, errors.Join(errs...)
 }
@@ -237,20 +243,24 @@ func selfSign(name Name, key crypto.Signer, now time.Time) (*x509.Certificate, e
 	return x509.ParseCertificate(der)
 }
 
-// refreshLeaves loads every leaf and issues those anew that are missing, damaged, due or different from their spec.
-func (p *PKI) refreshLeaves(now time.Time) ([]leaf, error) {
+// refreshLeaves loads every leaf and issues those anew that are missing, damaged, due, different from their spec, or among force.
+func (p *PKI) refreshLeaves(now time.Time, force []Name) ([]leaf, error) {
 	leaves := make([]leaf, 0, len(p.specs))
 	for _, spec := range p.specs {
-		ca := p.authorities[spec.ca]
+		ca := p.authority(spec.ca)
+		cross := p.cross(spec.ca)
 		path := p.CertFile(spec.name)
 		data, err := readSecret(path)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("load certificate %s: %w", spec.name, err)
 		}
-		cert, reason := spec.check(data, ca, now)
+		cert, reason := spec.check(data, ca, cross, now)
+		if reason == "" && slices.Contains(force, spec.name) {
+			reason = "somebody asked for it"
+		}
 		l := leaf{name: spec.name, cert: cert, pem: data, reason: reason}
 		if reason != "" {
-			if l.cert, l.pem, err = spec.issue(ca, now); err != nil {
+			if l.cert, l.pem, err = spec.issue(ca, cross, now); err != nil {
 				return nil, fmt.Errorf("issue certificate %s: %w", spec.name, err)
 			}
 			l.file = &file{path: path, data: l.pem, mode: 0o600}
@@ -283,7 +293,7 @@ func (p *PKI) commit(leaves []leaf, other ...file) error {
 }
 
 // check parses the PEM data of a leaf and says why it has to be issued anew, or nothing.
-func (s leafSpec) check(data []byte, ca *authority, now time.Time) (cert *x509.Certificate, reason string) {
+func (s leafSpec) check(data []byte, ca *authority, cross []byte, now time.Time) (cert *x509.Certificate, reason string) {
 	if data == nil {
 		return nil, "missing"
 	}
@@ -302,6 +312,8 @@ func (s leafSpec) check(data []byte, ca *authority, now time.Time) (cert *x509.C
 	switch {
 	case string(cert.RawIssuer) != string(ca.cert.RawSubject) || cert.CheckSignatureFrom(ca.cert) != nil:
 		reason = "signed by another CA"
+	case cross != nil && !bytes.Equal(slices.Concat(pair.Certificate[1:]...), cross):
+		reason = "the CAs are changing"
 	case cert.Subject.CommonName != s.cn || !slices.Equal(cert.Subject.Organization, s.org):
 		reason = fmt.Sprintf("subject was %s", cert.Subject)
 	case !slices.Equal(cert.ExtKeyUsage, s.usages):
@@ -316,8 +328,8 @@ func (s leafSpec) check(data []byte, ca *authority, now time.Time) (cert *x509.C
 	return cert, reason
 }
 
-// issue makes a new key and a certificate for it. The certificate is valid from its CA's first moment, never earlier, see selfSign.
-func (s leafSpec) issue(ca *authority, now time.Time) (*x509.Certificate, []byte, error) {
+// issue makes a new key and a certificate for it, with cross (DER, may be nil) behind it. The certificate is valid from its CA's first moment, never earlier, see selfSign.
+func (s leafSpec) issue(ca *authority, cross []byte, now time.Time) (*x509.Certificate, []byte, error) {
 	key, keyPEM, err := newKey()
 	if err != nil {
 		return nil, nil, err
@@ -343,6 +355,9 @@ func (s leafSpec) issue(ca *authority, now time.Time) (*x509.Certificate, []byte
 		return nil, nil, err
 	}
 	certPEM, err := certutil.EncodeCertificates(cert)
+	if cross != nil {
+		certPEM = append(certPEM, pem.EncodeToMemory(&pem.Block{Type: certutil.CertificateBlockType, Bytes: cross})...)
+	}
 	return cert, append(certPEM, keyPEM...), err
 }
 

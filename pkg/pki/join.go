@@ -64,6 +64,13 @@ func Import(dir string, files map[string][]byte) error {
 			keys = append(keys, f)
 		}
 	}
+	// The CAs may be changing now.
+	if data := files[RotationFile]; len(data) > 0 {
+		if _, err := parseRotation(data); err != nil {
+			return fmt.Errorf("the other server's %s: %w", RotationFile, err)
+		}
+		keys = append(keys, file{path: filepath.Join(dir, RotationFile), data: data, mode: 0o600})
+	}
 	if err := writeFiles(keys); err != nil {
 		return err
 	}
@@ -84,6 +91,39 @@ func HashOfCA(certPEM []byte) (string, error) {
 func HashOfCertificate(ca *x509.Certificate) string {
 	sum := sha256.Sum256(ca.RawSubjectPublicKeyInfo)
 	return hex.EncodeToString(sum[:])
+}
+
+// shareCA says whether a CA is in both of two lists, PEM.
+func shareCA(a, b []byte) (bool, error) {
+	as, err := certutil.ParseCertsPEM(a)
+	if err != nil {
+		return false, err
+	}
+	bs, err := certutil.ParseCertsPEM(b)
+	if err != nil {
+		return false, err
+	}
+	for _, x := range as {
+		if slices.ContainsFunc(bs, func(y *x509.Certificate) bool { return HashOfCertificate(x) == HashOfCertificate(y) }) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// WriteCAs replaces the CAs that an agent trusts, when the cluster changes them. It says whether there was a change.
+func (a Agent) WriteCAs(serverCA, clientCA []byte) (changed bool, err error) {
+	lock, err := lockDir(a.Dir)
+	if err != nil {
+		return false, fmt.Errorf("PKI directory %s: %w", a.Dir, err)
+	}
+	defer lock.Close()
+	files := []file{{a.ServerCAFile(), serverCA, 0o600}, {a.ClientCAFile(), clientCA, 0o600}}
+	files = slices.DeleteFunc(files, func(f file) bool {
+		same, err := unchanged(f)
+		return err == nil && same
+	})
+	return len(files) > 0, writeFiles(files)
 }
 
 // Agent is what a node without keys of the CAs keeps: whom it trusts, and how its components reach the API.
@@ -114,12 +154,12 @@ func (a Agent) Write() error {
 	}
 	defer lock.Close()
 	if have, err := os.ReadFile(a.ServerCAFile()); err == nil {
-		old, err := HashOfCA(have)
-		if err != nil {
+		if _, err := HashOfCA(have); err != nil {
 			return fmt.Errorf("%s is damaged: %w; remove it, the cluster hands it out again", a.ServerCAFile(), err)
 		}
-		if given, err := HashOfCA(a.ServerCA); err != nil || old != given {
-			return errors.Join(err, fmt.Errorf("%s is that of another cluster: this machine was part of one before; move %s away first", a.ServerCAFile(), a.Dir))
+		if same, err := shareCA(have, a.ServerCA); err != nil || !same {
+			return errors.Join(err, fmt.Errorf("%s is that of another cluster, or from before this one changed its CAs: this machine was part of it before; move %s away first",
+				a.ServerCAFile(), a.Dir))
 		}
 	}
 	cluster, user := clientcmdapi.NewCluster(), clientcmdapi.NewAuthInfo()
@@ -135,14 +175,4 @@ func (a Agent) Write() error {
 		return err == nil && same
 	})
 	return writeFiles(files)
-}
-
-// FileStatus describes the certificate in a file for `kedge status`; nothing if it cannot be read.
-func FileStatus(name Name, path string) []CertStatus {
-	certs, err := certutil.CertsFromFile(path)
-	if err != nil {
-		return nil
-	}
-	cert := certs[0]
-	return []CertStatus{{Name: name, Subject: cert.Subject.String(), NotAfter: cert.NotAfter, DaysLeft: int(cert.NotAfter.Sub(wallClock()) / day)}}
 }

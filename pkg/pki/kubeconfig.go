@@ -42,7 +42,7 @@ func (p *PKI) kubeconfigs(leaves []leaf) ([]file, error) {
 		}
 		switch l.name {
 		case KedgeController, KubeletClient:
-			cluster.CertificateAuthority = p.CertFile(ServerCA)
+			cluster.CertificateAuthority = p.TrustFile(ServerCA)
 			user.ClientCertificate, user.ClientKey = p.CertFile(l.name), p.KeyFile(l.name)
 		case Admin:
 			if f.path == "" {
@@ -50,11 +50,16 @@ func (p *PKI) kubeconfigs(leaves []leaf) ([]file, error) {
 			}
 			f.mode = p.cfg.AdminKubeconfigMode
 			var err error
-			if cluster.CertificateAuthorityData, err = certutil.EncodeCertificates(p.authorities[ServerCA].cert); err != nil {
+			if cluster.CertificateAuthorityData, err = p.Trusted(ServerCA); err != nil {
 				return nil, fmt.Errorf("kubeconfig of %s: %w", l.name, err)
 			}
-			block, key := pem.Decode(l.pem)
-			user.ClientCertificateData, user.ClientKeyData = pem.EncodeToMemory(block), key
+			for block, rest := pem.Decode(l.pem); block != nil; block, rest = pem.Decode(rest) {
+				if block.Type == certutil.CertificateBlockType {
+					user.ClientCertificateData = append(user.ClientCertificateData, pem.EncodeToMemory(block)...)
+				} else {
+					user.ClientKeyData = pem.EncodeToMemory(block)
+				}
+			}
 		default:
 			continue
 		}

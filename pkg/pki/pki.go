@@ -108,14 +108,15 @@ type Config struct {
 
 // PKI is what Ensure found or made. Its methods may be called concurrently.
 type PKI struct {
-	cfg         Config
-	log         *slog.Logger
-	authorities map[Name]*authority // fixed after Ensure
-	specs       []leafSpec
-	hasRun      bool // whether there was a start before; true once Ensure returns
+	cfg    Config
+	log    *slog.Logger
+	specs  []leafSpec
+	hasRun bool // whether there was a start before; true once Ensure returns
 
-	mu     sync.Mutex
-	leaves map[Name]*x509.Certificate
+	mu          sync.Mutex
+	authorities map[Name]*authority // that issue
+	rotation    *rotation           // nil: no change of the CAs is under way
+	leaves      map[Name]*x509.Certificate
 }
 
 // Ensure loads what is in cfg.Dir, creates what is missing, re-issues leaf certificates that are damaged, due, or no
@@ -153,39 +154,51 @@ func Ensure(ctx context.Context, cfg Config) (*PKI, error) {
 		return err == nil
 	})
 
-	now := wallClock()
-	keys, certs, err := p.loadAuthorities(now)
-	if err != nil {
-		return nil, err
-	}
-	secrets, err := p.loadSecrets()
-	if err != nil {
-		return nil, err
-	}
-	// A certificate must never be on disk without its key, so all keys are durable before the first certificate is written.
-	if err := writeFiles(append(keys, secrets...)); err != nil {
-		return nil, err
-	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	leaves, err := p.refreshLeaves(now)
-	if err != nil {
-		return nil, err
-	}
-	kubeconfigs, err := p.kubeconfigs(leaves)
-	if err != nil {
-		return nil, err
-	}
-	if err := p.commit(leaves, append(certs, kubeconfigs...)...); err != nil {
+	if err := p.refresh(); err != nil {
 		return nil, err
 	}
 	if !p.hasRun {
 		p.hasRun = true
 		p.log.Info("made certificate authorities, keys and certificates", "dir", cfg.Dir, "caHash", p.CAHash())
 	}
-	p.warnAuthorities(now)
+	p.warnAuthorities(wallClock())
 	return p, nil
+}
+
+// refresh loads everything, makes what is missing or does not fit, and writes that. The directory is locked.
+func (p *PKI) refresh() error {
+	now := wallClock()
+	if err := p.loadRotation(); err != nil {
+		return err
+	}
+	keys, certs, err := p.loadAuthorities(now)
+	if err != nil {
+		return err
+	}
+	secrets, err := p.loadSecrets()
+	if err != nil {
+		return err
+	}
+	// A certificate must never be on disk without its key, so all keys are durable before the first certificate is written.
+	if err := writeFiles(append(keys, secrets...)); err != nil {
+		return err
+	}
+	trusted, err := p.trustFiles()
+	if err != nil {
+		return err
+	}
+	leaves, err := p.refreshLeaves(now, nil)
+	if err != nil {
+		return err
+	}
+	kubeconfigs, err := p.kubeconfigs(leaves)
+	if err != nil {
+		return err
+	}
+	return p.commit(leaves, slices.Concat(certs, trusted, kubeconfigs)...)
 }
 
 // complete returns c with its defaults, or an error that names the wrong field.
@@ -266,7 +279,14 @@ func (p *PKI) EncryptionConfigFile() string {
 
 // CAHash identifies the cluster: "sha256:" and the hash of the server CA, see HashOfCertificate. It stays the same when the CA's
 // certificate is made anew for the same key.
-func (p *PKI) CAHash() string { return "sha256:" + HashOfCertificate(p.authorities[ServerCA].cert) }
+func (p *PKI) CAHash() string { return "sha256:" + HashOfCertificate(p.authority(ServerCA).cert) }
+
+// authority that issues.
+func (p *PKI) authority(n Name) *authority {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.authorities[n]
+}
 
 func authorityNames() []Name { return []Name{ServerCA, ClientCA, RequestHeaderCA, EtcdCA} }
 

@@ -4,9 +4,9 @@ package pki
 
 import (
 	"context"
-	"crypto/x509"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -22,44 +22,6 @@ const (
 	// (k8s.io/apiserver/pkg/server/options/serving_with_loopback.go: 3 years and a day, beginning an hour before its start).
 	loopbackLife = 2 * 365 * day
 )
-
-// CertStatus describes a CA or leaf certificate for `kedge status`.
-type CertStatus struct {
-	Name     Name      `json:"name"`
-	Subject  string    `json:"subject"`
-	NotAfter time.Time `json:"notAfter"`
-	DaysLeft int       `json:"daysLeft"`          // whole days; negative after the end
-	RenewAt  time.Time `json:"renewAt,omitzero"`  // zero for a CA: it is not renewed by itself
-	Warning  string    `json:"warning,omitempty"` // what to do about it
-}
-
-// Status lists all certificates, CAs first.
-func (p *PKI) Status() []CertStatus {
-	now := wallClock()
-	entry := func(name Name, cert *x509.Certificate) CertStatus {
-		left := cert.NotAfter.Sub(now)
-		s := CertStatus{Name: name, Subject: cert.Subject.String(), NotAfter: cert.NotAfter, DaysLeft: int(left / day)}
-		if !name.isCA() {
-			s.RenewAt = renewAt(cert)
-			if now.After(s.RenewAt.Add(2 * retryInterval)) {
-				s.Warning = "its renewal is overdue: see the log for the reason"
-			}
-		} else if left < caWarnBefore {
-			s.Warning = fmt.Sprintf("this CA ends soon: remove %s (not the key), restart and hand out kubeconfigs again", p.CertFile(name))
-		}
-		return s
-	}
-	var out []CertStatus
-	for _, name := range authorityNames() {
-		out = append(out, entry(name, p.authorities[name].cert))
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, spec := range p.specs {
-		out = append(out, entry(spec.name, p.leaves[spec.name]))
-	}
-	return out
-}
 
 // Run renews leaf certificates, and the admin kubeconfig with them, until ctx is done. It logs what it does and what
 // fails, tries again by itself, and always returns nil.
@@ -103,7 +65,7 @@ func (p *PKI) tick(s *renewal, now, raw time.Time) {
 	if !p.due(now) && !passed(s.reread, now, rereadInterval) {
 		return
 	}
-	if err := p.renew(now); err != nil {
+	if _, err := p.renew(now); err != nil {
 		s.failed = now
 		p.log.Error("cannot renew certificates, trying again", "error", err, "in", retryInterval)
 		return
@@ -128,28 +90,63 @@ func (p *PKI) due(now time.Time) bool {
 	return false
 }
 
-// renew reads all leaves again and replaces those that need it.
-func (p *PKI) renew(now time.Time) error {
+// Rotate issues leaf certificates anew at once: those of the given names, or all. It returns their names. Their users load them as
+// they do after a renewal; see docs/decisions/pki.md.
+func (p *PKI) Rotate(names ...Name) ([]Name, error) {
+	for _, n := range names {
+		if !slices.ContainsFunc(p.specs, func(s leafSpec) bool { return s.name == n }) {
+			return nil, fmt.Errorf("there is no leaf certificate %q on this machine; there are %s", n, joinNames(p.LeafNames()))
+		}
+	}
+	if len(names) == 0 {
+		names = p.LeafNames()
+	}
+	return p.renew(wallClock(), names...)
+}
+
+// LeafNames are those of the certificates that this server renews.
+func (p *PKI) LeafNames() []Name {
+	var names []Name
+	for _, s := range p.specs {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+func joinNames(names []Name) string {
+	var list []string
+	for _, n := range names {
+		list = append(list, string(n))
+	}
+	return strings.Join(list, ", ")
+}
+
+// renew reads all leaves again and replaces those that need it, and those of the given names. It returns the names of what was replaced.
+func (p *PKI) renew(now time.Time, force ...Name) ([]Name, error) {
 	dir, err := lockDir(p.cfg.Dir)
 	if err != nil {
-		return fmt.Errorf("PKI directory %s: %w", p.cfg.Dir, err)
+		return nil, fmt.Errorf("PKI directory %s: %w", p.cfg.Dir, err)
 	}
 	defer dir.Close()
-	leaves, err := p.refreshLeaves(now)
+	leaves, err := p.refreshLeaves(now, force)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	renewed := slices.DeleteFunc(slices.Clone(leaves), func(l leaf) bool { return l.file == nil })
 	kubeconfigs, err := p.kubeconfigs(renewed)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return p.commit(leaves, kubeconfigs...)
+	var names []Name
+	for _, l := range renewed {
+		names = append(names, l.name)
+	}
+	return names, p.commit(leaves, kubeconfigs...)
 }
 
 func (p *PKI) warnAuthorities(now time.Time) {
 	for _, name := range authorityNames() {
-		cert := p.authorities[name].cert
+		cert := p.authority(name).cert
 		if clock := time.Now(); clock.Before(cert.NotBefore) { // an operator's CA; Kedge's own begin in 1970
 			p.log.Warn("the clock stands before the beginning of a certificate authority: nothing can connect until it is set",
 				"name", name, "clock", clock, "notBefore", cert.NotBefore)

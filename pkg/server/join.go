@@ -4,6 +4,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -152,7 +153,7 @@ func (s *server) join(ctx context.Context) error {
 func (s *server) serverConfig(b *apilb.Balancer) *rest.Config {
 	config := &rest.Config{
 		Host:            "https://" + s.BalancerAddress(),
-		TLSClientConfig: rest.TLSClientConfig{CAFile: s.pki.CertFile(pki.ServerCA), CertFile: s.pki.CertFile(pki.ServerClient), KeyFile: s.pki.KeyFile(pki.ServerClient)},
+		TLSClientConfig: rest.TLSClientConfig{CAFile: s.pki.TrustFile(pki.ServerCA), CertFile: s.pki.CertFile(pki.ServerClient), KeyFile: s.pki.KeyFile(pki.ServerClient)},
 		Timeout:         15 * time.Second,
 	}
 	if b != nil {
@@ -193,16 +194,20 @@ func (s *server) register(b *apilb.Balancer) func(context.Context) error {
 		if err != nil {
 			return err
 		}
-		entry := authority.Server{Etcd: s.cfg.HasEtcd(), ControlPlane: s.cfg.HasControlPlane(), Version: version.Version}
-		if entry.ControlPlane {
-			entry.Address = net.JoinHostPort(s.cfg.AdvertiseAddress.String(), strconv.Itoa(s.cfg.HTTPSListenPort))
-		}
-		if entry.Etcd {
-			entry.PeerURL = s.peerURL()
-		}
-		_ = supervise.Poll(ctx, func() error { return authority.PutServer(ctx, client, s.cfg.NodeName, entry) }) // ends with ctx
+		_ = supervise.Poll(ctx, func() error { return s.putEntry(ctx, client) }) // ends with ctx
 		return nil
 	}
+}
+
+func (s *server) putEntry(ctx context.Context, client kubernetes.Interface) error {
+	entry := authority.Server{Etcd: s.cfg.HasEtcd(), ControlPlane: s.cfg.HasControlPlane(), Version: version.Version, CAs: s.keys.Load().RotationState()}
+	if entry.ControlPlane {
+		entry.Address = net.JoinHostPort(s.cfg.AdvertiseAddress.String(), strconv.Itoa(s.cfg.HTTPSListenPort))
+	}
+	if entry.Etcd {
+		entry.PeerURL = s.peerURL()
+	}
+	return authority.PutServer(ctx, client, s.cfg.NodeName, entry)
 }
 
 // watchMembership ends this server when its member was removed from the datastore: for good if it was part of the cluster in this
@@ -309,7 +314,7 @@ func (s *server) observe(processes []supervise.ProcessStatus) {
 
 // datastoreBalancer is the way to the other servers' datastore members for an API server without one of its own.
 func (s *server) datastoreBalancer() (*apilb.Balancer, error) {
-	files := datastore.TLSFiles{Cert: s.pki.CertFile(pki.EtcdPeer), Key: s.pki.KeyFile(pki.EtcdPeer), CA: s.pki.CertFile(pki.EtcdCA)}
+	files := datastore.TLSFiles{Cert: s.pki.CertFile(pki.EtcdPeer), Key: s.pki.KeyFile(pki.EtcdPeer), CA: s.pki.TrustFile(pki.EtcdCA)}
 	probe, err := memberProbe(files)
 	if err != nil {
 		return nil, err
@@ -325,12 +330,19 @@ func (s *server) datastoreBalancer() (*apilb.Balancer, error) {
 
 // memberProbe asks a datastore member on its client port whether it has a leader.
 func memberProbe(files datastore.TLSFiles) (func(context.Context, string) error, error) {
-	config, err := files.ClientConfig()
-	if err != nil {
+	if _, err := files.ClientConfig(); err != nil {
 		return nil, err
 	}
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: config, MaxIdleConnsPerHost: 1, TLSHandshakeTimeout: time.Second,
-		DialContext: (&net.Dialer{Timeout: time.Second}).DialContext}} // dials outlive the probe
+	// The CAs may change while this runs: they are read for each connection.
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		config, err := files.ClientConfig()
+		if err != nil {
+			return nil, err
+		}
+		dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: time.Second}, Config: config}
+		return dialer.DialContext(ctx, network, address)
+	}
+	client := &http.Client{Transport: &http.Transport{DialTLSContext: dial, MaxIdleConnsPerHost: 1}} // dials outlive the probe
 	return func(ctx context.Context, address string) error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+"/health?serializable=true", nil)
 		if err != nil {

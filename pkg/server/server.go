@@ -48,7 +48,8 @@ const (
 // Run starts a server and blocks until ctx ends and everything has stopped. What it refuses, it refuses before it writes.
 func Run(ctx context.Context, cfg *config.Config) error {
 	m := agent.New(cfg)
-	s := &server{Machine: m, cfg: cfg, log: m.Logger(), etcdChanged: make(chan struct{}, 1), renamed: make(chan struct{}, 1)}
+	s := &server{Machine: m, cfg: cfg, log: m.Logger(), etcdChanged: make(chan struct{}, 1), renamed: make(chan struct{}, 1),
+		rotations: make(chan *authority.Rotation, 1)}
 	if name, err := completeRestore(cfg); err != nil {
 		return err
 	} else if name != "" {
@@ -93,6 +94,8 @@ type server struct {
 	etcdChanged chan struct{}   // its process changed state
 	datastores  *apilb.Balancer // on a server without a member
 	serveEtcd   atomic.Bool     // other servers have no datastore member and use this one
+
+	rotations chan *authority.Rotation // the latest change of the CAs
 }
 
 func (s *server) run(ctx context.Context, known *agent.Membership) error {
@@ -107,10 +110,10 @@ func (s *server) run(ctx context.Context, known *agent.Membership) error {
 	}
 	s.Credentials = agent.Credentials{
 		Kubeconfig: s.pki.KubeconfigFile(pki.KubeletClient), ClientCert: s.pki.CertFile(pki.KubeletClient),
-		ServingCert: s.pki.CertFile(pki.KubeletServing), ServerCA: s.pki.CertFile(pki.ServerCA), ClientCA: s.pki.CertFile(pki.ClientCA),
+		ServingCert: s.pki.CertFile(pki.KubeletServing), ServerCA: s.pki.TrustFile(pki.ServerCA), ClientCA: s.pki.TrustFile(pki.ClientCA),
 	}
 	s.keys.Store(s.pki)
-	s.Certificates = func() []pki.CertStatus { return s.keys.Load().Status() }
+	s.RotateCertificates, s.StartRotation, s.OnRotation = s.rotateCertificates, s.startRotation, s.noteRotation
 	s.OnChange, s.OnServers = s.observe, s.followServers
 	local := ""
 	if s.cfg.HasControlPlane() {
@@ -123,7 +126,8 @@ func (s *server) run(ctx context.Context, known *agent.Membership) error {
 	s.LeaveCluster = s.leaveCluster(balancer)
 	s.LeaveFiles = []string{s.etcdDir(), datastore.MemberFile(s.etcdDir()), datastore.RemovedFile(s.etcdDir()), s.cfg.WriteKubeconfig,
 		filepath.Join(s.cfg.DataDir, "datastores.json")}
-	tasks := []func(context.Context) error{s.keepKeys, s.watchMembership, s.register(balancer), s.followCluster(balancer, known), s.snapshots, s.finishRestore}
+	tasks := []func(context.Context) error{s.keepKeys, s.watchMembership, s.register(balancer), s.followCluster(balancer, known), s.snapshots, s.finishRestore,
+		s.followRotation(balancer)}
 	if s.joining != nil {
 		tasks = append(tasks, s.promote(balancer))
 	}
@@ -251,7 +255,7 @@ func (s *server) etcdConfig() datastore.Config {
 		PeerAddress: netip.AddrPortFrom(s.cfg.NodeIP[0], etcdPeerPort),
 		PeerCert:    s.pki.CertFile(pki.EtcdPeer),
 		PeerKey:     s.pki.KeyFile(pki.EtcdPeer),
-		PeerCA:      s.pki.CertFile(pki.EtcdCA),
+		PeerCA:      s.pki.TrustFile(pki.EtcdCA),
 		Bootstrap:   s.bootstrap,
 		Args:        s.cfg.EtcdArgs.Flags(),
 	}
@@ -302,6 +306,7 @@ func (s *server) controlPlaneConfig() controlplane.Config {
 		AdvertiseAddress:      c.AdvertiseAddress,
 		BalancerPort:          c.LBServerPort,
 		Cluster:               s.cluster(),
+		Certificates:          agent.CertificatePlaces(c),
 		APIServerArgs:         c.KubeAPIServerArgs,
 		ControllerManagerArgs: c.KubeControllerManagerArgs,
 		SchedulerArgs:         c.KubeSchedulerArgs,
@@ -316,18 +321,21 @@ func (s *server) controlPlaneConfig() controlplane.Config {
 	cfg.Files = controlplane.Files{
 		ServerCA: p.CertFile(pki.ServerCA), ServerCAKey: p.KeyFile(pki.ServerCA),
 		ClientCA: p.CertFile(pki.ClientCA), ClientCAKey: p.KeyFile(pki.ClientCA),
-		RequestHeaderCA:   p.CertFile(pki.RequestHeaderCA),
-		APIServer:         p.CertFile(pki.APIServer),
-		KubeletClient:     p.CertFile(pki.APIServerKubeletClient),
-		FrontProxyClient:  p.CertFile(pki.FrontProxyClient),
-		FrontProxyName:    pki.UserFrontProxy,
-		ServiceAccountKey: p.KeyFile(pki.ServiceAccount),
-		EncryptionConfig:  p.EncryptionConfigFile(),
-		Keyring:           p.KeyFile(pki.Keyring),
-		Kubeconfig:        p.KubeconfigFile(pki.KedgeController),
-		Shared:            map[string]string{},
+		TrustedServerCA:       p.TrustFile(pki.ServerCA),
+		TrustedClientCA:       p.TrustFile(pki.ClientCA),
+		RequestHeaderCA:       p.TrustFile(pki.RequestHeaderCA),
+		APIServer:             p.CertFile(pki.APIServer),
+		KubeletClient:         p.CertFile(pki.APIServerKubeletClient),
+		FrontProxyClient:      p.CertFile(pki.FrontProxyClient),
+		FrontProxyName:        pki.UserFrontProxy,
+		ServiceAccountKey:     p.KeyFile(pki.ServiceAccount),
+		ServiceAccountTrusted: p.ServiceAccountTrustFile(),
+		EncryptionConfig:      p.EncryptionConfigFile(),
+		Keyring:               p.KeyFile(pki.Keyring),
+		Kubeconfig:            p.KubeconfigFile(pki.KedgeController),
+		Shared:                map[string]string{},
 	}
-	for _, name := range pki.SharedFiles() {
+	for _, name := range append(pki.SharedFiles(), pki.RotationFile) {
 		cfg.Files.Shared[name] = filepath.Join(c.PKIDir(), name)
 	}
 	return cfg
@@ -338,7 +346,7 @@ func (s *server) datastoreConfig() controlplane.Datastore {
 	if d := s.cfg.Datastore; d.External() {
 		return controlplane.Datastore{Endpoints: d.Endpoints, CAFile: d.CAFile, CertFile: d.CertFile, KeyFile: d.KeyFile}
 	}
-	peer := datastore.TLSFiles{Cert: s.pki.CertFile(pki.EtcdPeer), Key: s.pki.KeyFile(pki.EtcdPeer), CA: s.pki.CertFile(pki.EtcdCA)}
+	peer := datastore.TLSFiles{Cert: s.pki.CertFile(pki.EtcdPeer), Key: s.pki.KeyFile(pki.EtcdPeer), CA: s.pki.TrustFile(pki.EtcdCA)}
 	d := controlplane.Datastore{Own: true, Peer: peer, Endpoints: []string{datastore.Endpoint(s.etcdSocket())}}
 	if s.cfg.DisableEtcd {
 		d.Endpoints = []string{"https://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(etcdClientPort))}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/kedge-io/kedge/pkg/datastore"
 	"github.com/kedge-io/kedge/pkg/join"
+	"github.com/kedge-io/kedge/pkg/pki"
 )
 
 // Members changes the membership of the datastore: [datastore.Members]. Its errors are that package's.
@@ -37,8 +39,8 @@ var _ Members = (*datastore.Members)(nil)
 type Config struct {
 	// Files are what a server needs to be one: the name in the answer, and where the file is. They are read at each request.
 	Files map[string]string
-	// ClientCA is the file of the CA that signs client certificates.
-	ClientCA string
+	// ClientCA is the file of the CAs whose client certificates are accepted. IssuingCA and IssuingCAKey are those of the one that signs.
+	ClientCA, IssuingCA, IssuingCAKey string
 	// Members is nil in a cluster whose datastore is not Kedge's.
 	Members Members
 	Client  kubernetes.Interface
@@ -56,6 +58,7 @@ const (
 	StatusReasonBusy        metav1.StatusReason = "Busy"        // another server is joining: try again
 	StatusReasonQuorum      metav1.StatusReason = "Quorum"      // the datastore would lose its majority
 	StatusReasonNotCaughtUp metav1.StatusReason = "NotCaughtUp" // the learner has not got all data yet: try again
+	StatusReasonNotExpired  metav1.StatusReason = "NotExpired"  // the certificate to renew is still valid by this server's clock
 )
 
 // NewHandler serves join.PathKeys and join.PathMembers. It is to be called behind the API server's own filters, which authenticate,
@@ -71,6 +74,7 @@ func NewHandler(cfg Config) http.Handler {
 	mux.Handle(join.PathMembers+"/{name}", methods{http.MethodDelete: h.remove})
 	mux.Handle(join.PathMembers+"/{name}/promote", methods{http.MethodPost: h.promote})
 	mux.Handle(join.PathNodes+"/{name}", methods{http.MethodDelete: h.removeNode})
+	mux.Handle(join.PathRenew, methods{http.MethodPost: h.renew})
 	mux.Handle("/", endpoint(func(*http.Request) (any, error) {
 		return nil, refuse(http.StatusNotFound, metav1.StatusReasonNotFound, "the join API has no such path")
 	}))
@@ -137,6 +141,9 @@ func (h *handler) keys(req *http.Request) (any, error) {
 	answer := join.KeysResponse{Files: map[string][]byte{}}
 	for name, path := range h.Files {
 		data, err := os.ReadFile(path)
+		if name == pki.RotationFile && errors.Is(err, fs.ErrNotExist) {
+			continue // the CAs do not change now
+		}
 		if err != nil {
 			return nil, fmt.Errorf("read the cluster's keys: %w", err)
 		}

@@ -41,6 +41,8 @@ type Server struct {
 	// Node says that its Node object has been seen, so that a missing one was deleted and is not still to come. [NodeController]
 	// sets it.
 	Node bool `json:"node,omitempty"`
+	// CAs says which CAs the server uses, and how far it is in a change of them: pki.PKI.RotationState.
+	CAs string `json:"cas,omitempty"`
 }
 
 // maxServerEntry is far above what an entry needs.
@@ -200,9 +202,14 @@ func WatchSettings(ctx context.Context, client kubernetes.Interface, changed fun
 // WatchServers calls changed with the registry's content, at once and then whenever it changes, until ctx ends; the error tells
 // of damaged entries. It is one watch of one object. Calls come one after the other.
 func WatchServers(ctx context.Context, client kubernetes.Interface, changed func(map[string]Server, error)) {
+	WatchRegistry(ctx, client, changed, func(*Rotation, error) {})
+}
+
+// WatchRegistry is WatchServers, and calls rotated for the change of the CAs that stands there, too: nil, and not at all until there is one.
+func WatchRegistry(ctx context.Context, client kubernetes.Interface, changed func(map[string]Server, error), rotated func(*Rotation, error)) {
 	var mu sync.Mutex
 	var last map[string]Server // nil: nothing has been given yet
-	var lastErr string
+	var lastErr, lastRotation string
 	give := func(servers map[string]Server, err error) {
 		if last != nil && maps.Equal(servers, last) && text(err) == lastErr {
 			return // only its metadata changed
@@ -213,10 +220,15 @@ func WatchServers(ctx context.Context, client kubernetes.Interface, changed func
 	each := func(obj any) {
 		mu.Lock()
 		defer mu.Unlock()
-		if cm, ok := obj.(*corev1.ConfigMap); ok {
-			give(ParseServers(cm))
-		} else {
+		cm, ok := obj.(*corev1.ConfigMap)
+		if !ok {
 			give(map[string]Server{}, nil)
+			return
+		}
+		give(ParseServers(cm))
+		if now := cm.Annotations[AnnotationRotation]; now != lastRotation {
+			lastRotation = now
+			rotated(ParseRotation(cm))
 		}
 	}
 	store, informer := cache.NewInformerWithOptions(cache.InformerOptions{
