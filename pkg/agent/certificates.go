@@ -36,7 +36,7 @@ func CertificatePlaces(c *config.Config) pki.Places {
 
 // RotateCertificates has the Kedge of this machine renew leaf certificates, those of the given names or all, and writes what it says.
 func RotateCertificates(ctx context.Context, runDir string, names []string, out io.Writer) error {
-	body, err := ask(ctx, runDir, http.MethodPost, "/certificates/rotate?"+url.Values{"name": names}.Encode())
+	body, err := ask(ctx, runDir, http.MethodPost, "/certificates/rotate?"+url.Values{"name": names}.Encode(), nil)
 	if err != nil {
 		return err
 	}

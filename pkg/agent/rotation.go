@@ -26,7 +26,7 @@ import (
 
 // StartRotation has the server of this machine begin a change of the CAs, and writes what it says.
 func StartRotation(ctx context.Context, runDir string, overlap time.Duration, out io.Writer) error {
-	body, err := ask(ctx, runDir, http.MethodPost, "/certificates/rotate-ca?"+url.Values{"overlap": {overlap.String()}}.Encode())
+	body, err := ask(ctx, runDir, http.MethodPost, "/certificates/rotate-ca?"+url.Values{"overlap": {overlap.String()}}.Encode(), nil)
 	if err != nil {
 		return err
 	}
