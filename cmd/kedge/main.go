@@ -31,12 +31,14 @@ import (
 	"github.com/kedge-io/kedge/cmd/token"
 	"github.com/kedge-io/kedge/cmd/tools"
 	_ "github.com/kedge-io/kedge/cmd/tools/translations" // before kubectl is initialised
+	upgradecmd "github.com/kedge-io/kedge/cmd/upgrade"
 	machine "github.com/kedge-io/kedge/pkg/agent"
 	"github.com/kedge-io/kedge/pkg/controlplane"
 	"github.com/kedge-io/kedge/pkg/datastore"
 	"github.com/kedge-io/kedge/pkg/logging"
 	"github.com/kedge-io/kedge/pkg/node"
 	"github.com/kedge-io/kedge/pkg/supervise"
+	"github.com/kedge-io/kedge/pkg/upgrade"
 )
 
 func main() {
@@ -86,6 +88,7 @@ func run(ctx context.Context, args []string) error {
 			check.Command(),
 			secretsencrypt.Command(),
 			snapshot.Command(),
+			upgradecmd.Command(),
 		}, tools.Commands()),
 		Suggest:                true,
 		HideVersion:            true,
@@ -109,6 +112,8 @@ func runChild(ctx context.Context, name string, args []string) error {
 		return child(ctx, args, func(c controlplane.Config) logging.Config { return c.Logging }, controlplane.Run)
 	case "containerd":
 		return child(ctx, args, func(c node.ContainerdConfig) logging.Config { return c.Logging }, node.RunContainerd)
+	case upgrade.GuardianName:
+		return upgrade.Guard(ctx, args, logging.New(logging.Config{}))
 	case "node":
 		return child(ctx, args, func(c node.Config) logging.Config { return c.Logging }, node.Run)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kedge-io/kedge/pkg/agent"
 	"github.com/kedge-io/kedge/pkg/config"
+	"github.com/kedge-io/kedge/pkg/drain"
 )
 
 func leave() *cli.Command {
@@ -49,7 +50,7 @@ func leave() *cli.Command {
 				if err != nil {
 					return err
 				}
-				if err := drainNode(c.Context, client, st.Node, c.Duration("drain-timeout"), c.App.Writer); err != nil {
+				if err := drain.Node(c.Context, client, st.Node, c.Duration("drain-timeout"), c.App.Writer); err != nil {
 					return fmt.Errorf("drain: %w; the node is cordoned but still part of the cluster", err)
 				}
 			}

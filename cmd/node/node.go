@@ -12,14 +12,12 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/kubectl/pkg/drain"
 
 	"github.com/kedge-io/kedge/pkg/config"
+	"github.com/kedge-io/kedge/pkg/drain"
 	"github.com/kedge-io/kedge/pkg/join"
 	"github.com/kedge-io/kedge/pkg/join/authority"
 )
@@ -95,7 +93,7 @@ func (r removal) run(ctx context.Context, name string) error {
 		return fmt.Errorf("nothing was done: without %s the datastore would have no majority; bring the others back first, or use --force", name)
 	}
 	if r.drain && plan.Node {
-		if err := drainNode(ctx, r.Client, name, r.timeout, r.out); err != nil {
+		if err := drain.Node(ctx, r.Client, name, r.timeout, r.out); err != nil {
 			return fmt.Errorf("drain %s: %w; the node is cordoned but not removed: try again, or remove it without --drain", name, err)
 		}
 	}
@@ -106,31 +104,4 @@ func (r removal) run(ctx context.Context, name string) error {
 	}
 	_, err = fmt.Fprintf(r.out, "%s has been removed. If it is to come back, start Kedge there with a valid token.\n", name)
 	return err
-}
-
-// drainNode moves the pods of a node elsewhere, as `kubectl drain` does, those without a controller and with local data, too: the
-// machine goes away.
-func drainNode(ctx context.Context, client kubernetes.Interface, name string, timeout time.Duration, out io.Writer) error {
-	node, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	h := &drain.Helper{
-		Ctx: ctx, Client: client, Force: true, GracePeriodSeconds: -1, IgnoreAllDaemonSets: true, DeleteEmptyDirData: true, Timeout: timeout,
-		// A node that is gone cannot confirm that its pods have ended.
-		SkipWaitForDeleteTimeoutSeconds: 60,
-		Out:                             out, ErrOut: out,
-		OnPodDeletionOrEvictionFinished: func(pod *corev1.Pod, _ bool, err error) {
-			if err == nil {
-				fmt.Fprintf(out, "pod %s/%s has left\n", pod.Namespace, pod.Name)
-			}
-		},
-	}
-	if err := drain.RunCordonOrUncordon(h, node, true); err != nil {
-		return err
-	}
-	return drain.RunNodeDrain(h, name)
 }

@@ -67,6 +67,9 @@ func write(out io.Writer, st *agent.Status, now time.Time) error {
 		state = "not ready"
 	}
 	fmt.Fprintf(out, "Kedge %s on %s %s: %s, running for %s (pid %d)\n", st.Version, st.Role, st.Node, state, duration.HumanDuration(now.Sub(st.Started)), st.PID)
+	if st.Trial != "" {
+		fmt.Fprintf(out, "this version is under trial: %s goes on if it does not become and stay ready (kedge upgrade --status)\n", st.Trial)
+	}
 	if st.Phase != "" {
 		_, err := fmt.Fprintln(out, st.Phase)
 		return err

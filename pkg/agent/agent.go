@@ -33,6 +33,11 @@ import (
 // Run starts an agent and blocks until ctx ends and everything has stopped. What it refuses, it refuses before it writes.
 func Run(ctx context.Context, cfg *config.Config) error {
 	m := New(cfg)
+	return m.Try(func() error { return m.runAgent(ctx) })
+}
+
+func (m *Machine) runAgent(ctx context.Context) error {
+	cfg := m.cfg
 	known, err := Recall(cfg)
 	if err := errors.Join(err, m.preflight(ctx)); err != nil {
 		return err

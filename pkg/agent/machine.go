@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/kubernetes"
 	certutil "k8s.io/client-go/util/cert"
 
 	"github.com/kedge-io/kedge/pkg/apilb"
@@ -77,6 +78,11 @@ type Machine struct {
 	LeaveCluster func(ctx context.Context, force bool, say func(string)) error
 	LeaveFiles   []string
 
+	// SaveDatastore takes a snapshot before an upgrade and says where it is; Administrator gives a client with an administrator's rights.
+	// Package server sets them for servers.
+	SaveDatastore func(ctx context.Context) (string, error)
+	Administrator func() (kubernetes.Interface, error)
+
 	balancer   *apilb.Balancer
 	tunnel     *tunnel.Client // nil on a server that is no node
 	supervisor *supervise.Supervisor
@@ -86,6 +92,8 @@ type Machine struct {
 	phase string // what goes on before the processes start
 
 	registered sync.Once
+
+	upgrading upgrading
 
 	leaving *leaving // nil: it does not leave
 	left    chan struct{}
@@ -100,7 +108,7 @@ func New(cfg *config.Config) *Machine {
 	if err := logging.Klog(log, cfg.Debug); err != nil { // client-go's
 		log.Warn("messages of Kubernetes' client library have a format of their own", "error", err)
 	}
-	return &Machine{cfg: cfg, log: log, notify: newNotifier(log), started: time.Now(), left: make(chan struct{})}
+	return &Machine{cfg: cfg, log: log, notify: newNotifier(log), started: time.Now(), left: make(chan struct{}), upgrading: upgrading{restart: make(chan struct{})}}
 }
 
 // Logger of the machine.
@@ -165,6 +173,7 @@ func (m *Machine) Run(ctx context.Context, first []*supervise.Process, stopOrder
 		m.balancer.Run,
 		m.watchAddress,
 		m.watchLeave,
+		m.watchUpgrade,
 		func(ctx context.Context) error { m.watchServers(ctx); return nil },
 		func(ctx context.Context) error { m.watchRegistries(ctx); return nil },
 		func(ctx context.Context) error { m.settle(ctx); return nil },
@@ -175,7 +184,8 @@ func (m *Machine) Run(ctx context.Context, first []*supervise.Process, stopOrder
 		group.Go(func() error { return task(ctx) })
 	}
 	<-ctx.Done()
-	if !errors.Is(context.Cause(ctx), ErrRestart) {
+	// A version under trial that fails becomes the old one: for the service manager, it does not stop.
+	if !errors.Is(context.Cause(ctx), ErrRestart) && m.trialAgainst() == "" {
 		m.notify.stopping()
 	}
 	if !m.hasLeft() {

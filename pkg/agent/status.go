@@ -37,6 +37,7 @@ type Status struct {
 	Started      time.Time                 `json:"started"`
 	Ready        bool                      `json:"ready"`           // every component is
 	Phase        string                    `json:"phase,omitempty"` // what it waits for before its processes start
+	Trial        string                    `json:"trial,omitempty"` // the version to go back to while this one has to prove itself
 	Processes    []supervise.ProcessStatus `json:"processes"`
 	APIServers   []apilb.Server            `json:"apiServers"` // as the load balancer of this machine sees them
 	Tunnels      []tunnel.Link             `json:"tunnels"`    // that this machine keeps open to servers
@@ -102,8 +103,8 @@ var ErrNotRunning = errors.New("kedge is not running on this machine: start it w
 // DefaultRunDir is where GetStatus looks unless told otherwise.
 const DefaultRunDir = config.DefaultRunDir
 
-// QuerySocket is where the servers of the cluster may ask the Kedge of a machine with that run directory, for administrators: what tells, and
-// what an administrator might have any pod do, such as to bring images.
+// QuerySocket is where the servers of the cluster may ask the Kedge of a machine with that run directory: GET tells, and what changes
+// something (PUT, POST) is for administrators, as the API server lets nobody else through (nodes/proxy, create and update).
 func QuerySocket(runDir string) string { return filepath.Join(runDir, "query.sock") }
 
 // queries is what QuerySocket answers.
@@ -114,6 +115,9 @@ func (m *Machine) queries() *http.ServeMux {
 	mux.HandleFunc("GET /"+queryImages, m.serveImages)
 	mux.HandleFunc("POST /"+queryImages, m.serveImport)
 	mux.HandleFunc("POST /"+queryImages+"/pull", m.servePull)
+	mux.HandleFunc("GET /"+PathUpgrade, m.serveUpgradeStatus)
+	mux.HandleFunc("PUT /"+PathUpgrade, m.serveRelease)
+	mux.HandleFunc("POST /"+PathUpgrade, m.serveUpgrade)
 	return mux
 }
 
@@ -176,6 +180,7 @@ func (m *Machine) status() Status {
 		Phase:   m.phase,
 
 		Certificates: pki.Inspect(CertificatePlaces(m.cfg)),
+		Trial:        m.trialAgainst(),
 	}
 	if m.supervisor != nil {
 		st.Processes, st.APIServers = m.supervisor.Status(), m.balancer.Servers()

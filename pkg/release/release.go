@@ -20,6 +20,7 @@ import (
 	"io"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
@@ -52,6 +53,19 @@ type Info struct {
 	Version string `json:"version"` // as `kedge version` prints it
 	Arch    string `json:"arch"`    // as Go calls it
 	Size    int64  `json:"size"`    // of the binary, bytes
+}
+
+// Trusts says why what a key with this fingerprint has signed is not trusted.
+func Trusts(keys []Key, fingerprint string) error {
+	switch {
+	case len(keys) == 0:
+		return fmt.Errorf("%w: this build of kedge knows no key, and there is none in %s: put the release.pub of whoever made the release there, "+
+			"when you have compared it with what they publish", ErrUntrusted, DefaultKeyFile)
+	case slices.ContainsFunc(keys, func(k Key) bool { return k.Fingerprint() == fingerprint }):
+		return nil
+	}
+	return fmt.Errorf("%w: its signature is by none of the keys that this machine trusts (%s); if you know who signed it, add their release.pub to %s",
+		ErrUntrusted, describe(keys), DefaultKeyFile)
 }
 
 // Release has been checked.
@@ -109,8 +123,7 @@ func safe(name string) bool {
 // where that is what is wrong. src is as Open gives it, or comes over the network.
 func Extract(ctx context.Context, src io.Reader, keys []Key, open func(Info) (io.Writer, error)) (*Release, error) {
 	if len(keys) == 0 {
-		return nil, fmt.Errorf("%w: this build of kedge knows no key, and there is none in %s; put the release.pub of whoever made the release there, "+
-			"after you have compared it with what they publish", ErrUntrusted, DefaultKeyFile)
+		return nil, Trusts(nil, "")
 	}
 	unpacked, closer, err := decompress(&contextReader{ctx, src})
 	if err != nil {
@@ -267,7 +280,7 @@ func (x *extraction) verify(keys []Key) (*Release, error) {
 		}
 	}
 	if signer == "" {
-		return nil, fmt.Errorf("%w: its signature is by none of the keys that this machine trusts (%s)", ErrUntrusted, describe(keys))
+		return nil, Trusts(keys, "")
 	}
 	want, err := ParseSums(sums)
 	if err != nil {

@@ -50,6 +50,14 @@ func Run(ctx context.Context, cfg *config.Config) error {
 	m := agent.New(cfg)
 	s := &server{Machine: m, cfg: cfg, log: m.Logger(), etcdChanged: make(chan struct{}, 1), renamed: make(chan struct{}, 1),
 		rotations: make(chan *authority.Rotation, 1)}
+	if cfg.ClusterReset {
+		return s.start(ctx)
+	}
+	return m.Try(func() error { return s.start(ctx) })
+}
+
+func (s *server) start(ctx context.Context) error {
+	cfg := s.cfg
 	if name, err := completeRestore(cfg); err != nil {
 		return err
 	} else if name != "" {
@@ -124,6 +132,10 @@ func (s *server) run(ctx context.Context, known *agent.Membership) error {
 		return err
 	}
 	s.LeaveCluster = s.leaveCluster(balancer)
+	s.Administrator = s.administrator
+	if s.cfg.HasEtcd() {
+		s.SaveDatastore = s.saveDatastore
+	}
 	s.LeaveFiles = []string{s.etcdDir(), datastore.MemberFile(s.etcdDir()), datastore.RemovedFile(s.etcdDir()), s.cfg.WriteKubeconfig,
 		filepath.Join(s.cfg.DataDir, "datastores.json")}
 	tasks := []func(context.Context) error{s.keepKeys, s.watchMembership, s.register(balancer), s.followCluster(balancer, known), s.snapshots, s.finishRestore,

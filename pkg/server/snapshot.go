@@ -63,9 +63,15 @@ func (s *server) snapshots(ctx context.Context) error {
 	return nil
 }
 
-// takeSnapshot does it in a process of its own: its memory is given back when it ends, and it cannot take anything along.
+// takeSnapshot takes a scheduled one.
 func (s *server) takeSnapshot(ctx context.Context) error {
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", "snapshot", "save", "--trigger", string(snapshot.Scheduled), "--run-dir", s.cfg.RunDir, "-o", "json")
+	_, err := s.runSnapshot(ctx, snapshot.Scheduled)
+	return err
+}
+
+// runSnapshot does it in a process of its own: its memory is given back when it ends, and it cannot take anything along.
+func (s *server) runSnapshot(ctx context.Context, trigger snapshot.Trigger) (*snapshot.Taken, error) {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", "snapshot", "save", "--trigger", string(trigger), "--run-dir", s.cfg.RunDir, "-o", "json")
 	cmd.Args[0] = "kedge"
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
@@ -85,7 +91,7 @@ func (s *server) takeSnapshot(ctx context.Context) error {
 	if text := strings.TrimSpace(problem.String()); err != nil && text != "" {
 		err = errors.New(strings.TrimPrefix(text, "kedge: "))
 	}
-	return err
+	return &t, err
 }
 
 // finishRestore takes servers out of a restored cluster that do not come back, as soon as its API answers.

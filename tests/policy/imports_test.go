@@ -26,7 +26,7 @@ var owners = []struct {
 	{"github.com/flannel-io/flannel", []string{"pkg/node"}},
 	{"github.com/containerd/containerd/v2/cmd/containerd", []string{"pkg/node"}},
 	{"github.com/containerd/containerd/v2/cmd/ctr", []string{"cmd/tools"}},
-	{"k8s.io/kubectl", []string{"cmd/tools", "cmd/node"}},
+	{"k8s.io/kubectl", []string{"cmd/tools", "pkg/drain"}},
 	{"github.com/coredns", []string{"pkg/dns"}},
 	{"github.com/miekg/dns", []string{"pkg/dns", "pkg/check", "tests"}},
 	{"go.etcd.io/etcd/server/v3", []string{"pkg/datastore"}},

@@ -1,0 +1,487 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rollout
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/kedge-io/kedge/pkg/agent"
+	"github.com/kedge-io/kedge/pkg/drain"
+	"github.com/kedge-io/kedge/pkg/join/authority"
+	"github.com/kedge-io/kedge/pkg/upgrade"
+)
+
+// readyTimeout is how long the cluster may take to see a machine's new version, and that its node is Ready.
+const readyTimeout = 2 * time.Minute
+
+// Options of an upgrade of a cluster.
+type Options struct {
+	Config       *rest.Config // of an administrator
+	Sources      map[string]Source
+	Version      string // of the sources
+	By           string // who does it, for people
+	Self         string // this machine's node: the last of the servers; may be empty
+	Parallel     int    // agents at a time
+	Drain        bool
+	DrainTimeout time.Duration
+	Window       Window
+	Skip         []string // nodes that stay as they are
+	Force        bool     // see upgrade.Facts.Judge; also takes over from somebody who may still be at work
+	Timeout      time.Duration
+	DryRun       bool
+	Say          func(node, text string) // node is empty for what concerns all
+}
+
+// rollout is one that is under way.
+type rollout struct {
+	Options
+	client  kubernetes.Interface
+	record  *record
+	targets map[string]*Target
+}
+
+// Run upgrades a cluster: servers one after the other, then agents. It stops at the first failure; run again, it goes on with those that
+// do not have the version.
+func Run(ctx context.Context, o Options) error {
+	client, err := kubernetes.NewForConfig(o.Config)
+	if err != nil {
+		return err
+	}
+	r := &rollout{Options: o, client: client, record: &record{client: client}, targets: map[string]*Target{}}
+	last, err := Load(ctx, client)
+	if err != nil {
+		return err
+	}
+	if err := r.free(last); err != nil {
+		return err
+	}
+	nodes, err := r.plan(ctx)
+	if err != nil {
+		return err
+	}
+	if err := r.check(ctx, nodes); err != nil {
+		return fmt.Errorf("nothing was changed: %w", err)
+	}
+	if o.DryRun {
+		return nil
+	}
+	inherit(nodes, last)
+	now := time.Now().UTC()
+	r.record.state = State{Version: o.Version, Phase: Running, Began: now, By: o.By, Nodes: nodes}
+	if err := r.record.change(ctx, func(*State) {}); err != nil {
+		return err
+	}
+	work, stop := context.WithCancel(ctx)
+	defer stop()
+	go r.record.renew(work)
+	err = r.all(work, nodes)
+	// Also when somebody has given up: others shall see that.
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+	defer cancel()
+	return errors.Join(err, r.record.change(end, func(s *State) {
+		s.Phase, s.Text = Done, ""
+		if err != nil {
+			s.Phase, s.Text = Failed, err.Error()
+		}
+	}))
+}
+
+// free says whether somebody else is at work.
+func (r *rollout) free(last *State) error {
+	if last == nil {
+		return nil
+	}
+	if (last.Phase == Running || last.Phase == Waiting) && !last.Abandoned(time.Now()) && !r.Force {
+		return fmt.Errorf("an upgrade to %s is under way, by %s: see kedge upgrade --status; if it is not, wait two minutes, or use --force", last.Version, last.By)
+	}
+	if last.Phase == Failed && last.Version == r.Version {
+		r.Say("", "going on with the upgrade that stopped: "+last.Text)
+	}
+	return nil
+}
+
+// inherit takes over which nodes an upgrade that stopped has left cordoned.
+func inherit(nodes []Node, last *State) {
+	if last == nil {
+		return
+	}
+	for _, n := range last.Nodes {
+		i := slices.IndexFunc(nodes, func(have Node) bool { return have.Name == n.Name })
+		if i >= 0 && n.Cordon && n.Phase != Done {
+			nodes[i].Cordon = true
+		}
+	}
+}
+
+// plan lists the machines in the order in which they are upgraded.
+func (r *rollout) plan(ctx context.Context) ([]Node, error) {
+	servers, err := authority.ListServers(ctx, r.client)
+	if err != nil {
+		return nil, err
+	}
+	list, err := r.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	var nodes []Node
+	seen := map[string]bool{}
+	for _, n := range list.Items {
+		seen[n.Name] = true
+		if slices.Contains(r.Skip, n.Name) {
+			continue
+		}
+		role := "agent"
+		if _, ok := servers[n.Name]; ok {
+			role = "server"
+		}
+		nodes = append(nodes, Node{Name: n.Name, Role: role, From: n.Status.NodeInfo.KubeletVersion, Phase: Waiting})
+	}
+	for name, s := range servers {
+		if !seen[name] && s.Version != r.Version && !slices.Contains(r.Skip, name) {
+			return nil, fmt.Errorf("nothing was changed: the server %s is no node, and can only be upgraded there: kedge upgrade --from …, then again here, or --skip %s", name, name)
+		}
+	}
+	for _, name := range r.Skip {
+		if _, server := servers[name]; !seen[name] && !server {
+			return nil, fmt.Errorf("--skip %s: there is no such node", name)
+		}
+	}
+	slices.SortFunc(nodes, func(a, b Node) int {
+		return cmp.Or(-cmp.Compare(a.Role, b.Role), boolCompare(a.Name == r.Self, b.Name == r.Self), cmp.Compare(a.Name, b.Name))
+	})
+	return nodes, nil
+}
+
+func boolCompare(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
+}
+
+// check asks every machine before the first one changes, and marks those that have the version.
+func (r *rollout) check(ctx context.Context, nodes []Node) error {
+	var errs []error
+	for i := range nodes {
+		n := &nodes[i]
+		t, err := Remote(r.Config, n.Name)
+		if err != nil {
+			return err
+		}
+		r.targets[n.Name] = t
+		st, err := t.Status(ctx)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s does not answer: %w; mend it, or leave it out: --skip %s", n.Name, err, n.Name))
+			continue
+		}
+		n.From = st.Version
+		if st.Version == r.Version && st.Pending == nil {
+			n.Phase, n.Text = Done, "has it already"
+			r.Say(n.Name, "has "+r.Version+" already")
+			continue
+		}
+		source, ok := r.Sources[st.Arch]
+		if !ok {
+			errs = append(errs, fmt.Errorf("%s is %s: give a release for that, too (--from, several times)", n.Name, st.Arch))
+			continue
+		}
+		req := agent.UpgradeRequest{Check: true, Force: r.Force, Info: source.Info, Signer: source.Signer, Cluster: true}
+		if _, err := t.Ask(ctx, req, func(text string) { r.Say(n.Name, text) }); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", n.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// all goes through the plan.
+func (r *rollout) all(ctx context.Context, nodes []Node) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var agents []Node
+	for _, n := range nodes {
+		switch {
+		case n.Phase == Done:
+			if err := r.uncordon(ctx, n.Name); err != nil {
+				return err
+			}
+		case n.Role != "server":
+			agents = append(agents, n)
+		default:
+			if err := r.one(ctx, n); err != nil {
+				return err
+			}
+		}
+	}
+	// The first failure lets those that are under way end, and no other one begin.
+	results := make(chan error)
+	under := 0
+	var errs []error
+	for len(agents) > 0 && len(errs) == 0 || under > 0 {
+		if len(agents) > 0 && len(errs) == 0 && under < max(1, r.Parallel) {
+			n := agents[0]
+			agents = agents[1:]
+			under++
+			go func() { results <- r.one(ctx, n) }()
+			continue
+		}
+		if err := <-results; err != nil {
+			errs = append(errs, err)
+		}
+		under--
+	}
+	return errors.Join(errs...)
+}
+
+// one upgrades a machine and keeps its state.
+func (r *rollout) one(ctx context.Context, n Node) error {
+	if err := r.waitForWindow(ctx); err != nil {
+		return err
+	}
+	say := func(text string) {
+		r.Say(n.Name, text)
+		r.record.mu.Lock() // stored with the next change of phase, or by renew
+		defer r.record.mu.Unlock()
+		for i := range r.record.state.Nodes {
+			if r.record.state.Nodes[i].Name == n.Name {
+				r.record.state.Nodes[i].Text = text
+			}
+		}
+	}
+	began := time.Now().UTC()
+	if err := r.record.node(ctx, n.Name, func(n *Node) { n.Phase, n.Began, n.Ended, n.Text = Running, &began, nil, "" }); err != nil {
+		return err
+	}
+	err := r.upgrade(ctx, n, say)
+	ended := time.Now().UTC()
+	storeErr := r.record.node(ctx, n.Name, func(n *Node) {
+		n.Phase, n.Ended, n.Text = Done, &ended, ""
+		if err != nil {
+			n.Phase, n.Text = Failed, err.Error()
+		}
+	})
+	if err != nil {
+		err = fmt.Errorf("%s: %w", n.Name, err)
+		r.Say(n.Name, "failed: "+err.Error())
+	}
+	return errors.Join(err, storeErr)
+}
+
+func (r *rollout) waitForWindow(ctx context.Context) error {
+	for said := false; ; {
+		wait := r.Window.Wait(time.Now())
+		if wait == 0 {
+			if !said {
+				return nil
+			}
+			return r.record.change(ctx, func(s *State) { s.Phase, s.Text = Running, "" })
+		}
+		if !said {
+			said = true
+			text := fmt.Sprintf("for the time window %s to open, in %s", r.Window, wait.Round(time.Minute))
+			r.Say("", "waiting "+text)
+			if err := r.record.change(ctx, func(s *State) { s.Phase, s.Text = Waiting, text }); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(min(wait, time.Minute)): // the clock may be set meanwhile
+		}
+	}
+}
+
+func (r *rollout) upgrade(ctx context.Context, n Node, say func(string)) error {
+	t := r.targets[n.Name]
+	st, err := t.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if st.Pending == nil { // else somebody began it, and has gone
+		if err := r.begin(ctx, t, st, say); err != nil {
+			return err
+		}
+		if st, err = t.statusOfPending(ctx); err != nil {
+			return err
+		}
+	}
+	if st.Pending != nil {
+		if _, err := t.Watch(ctx, st.Pending.ID, st.Pending.Timeout, say); err != nil {
+			return err
+		}
+	}
+	if err := r.ready(ctx, n.Name, say); err != nil {
+		return err
+	}
+	if err := r.uncordon(ctx, n.Name); err != nil {
+		return err
+	}
+	say("has " + r.Version)
+	return nil
+}
+
+// statusOfPending waits for an answer that tells of an upgrade under way, or of its end.
+func (t *Target) statusOfPending(ctx context.Context) (*agent.UpgradeStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, afterTimeout)
+	defer cancel()
+	for {
+		st, err := t.Status(ctx)
+		if err == nil {
+			return st, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+// begin hands the release over and has the machine start again with it.
+func (r *rollout) begin(ctx context.Context, t *Target, st *agent.UpgradeStatus, say func(string)) error {
+	source := r.Sources[st.Arch]
+	src, size, err := source.Open()
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	say("sending the release")
+	rel, err := t.Send(ctx, src, size, Steps(func(text string) { say("sending: " + text) }))
+	if err != nil {
+		return err
+	}
+	if rel.SHA256 != source.SHA256 {
+		return fmt.Errorf("it got another program (%s) than was sent (%s)", rel.SHA256, source.SHA256)
+	}
+	if r.Drain {
+		if err := r.cordon(ctx, t.Name, say); err != nil {
+			return err
+		}
+	}
+	_, err = t.Ask(ctx, agent.UpgradeRequest{Force: r.Force, Timeout: r.Timeout, SHA256: rel.SHA256}, say)
+	return err
+}
+
+// cordon drains a node, and remembers that it was this that cordoned it.
+func (r *rollout) cordon(ctx context.Context, name string, say func(string)) error {
+	node, err := r.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	if !node.Spec.Unschedulable {
+		if err := r.record.node(ctx, name, func(n *Node) { n.Cordon = true }); err != nil {
+			return err
+		}
+	}
+	if err := drain.Movable(ctx, r.client, name, r.DrainTimeout, lineWriter(say)); err != nil {
+		return fmt.Errorf("drain: %w; the node is cordoned: kedge kubectl uncordon %s", err, name)
+	}
+	return nil
+}
+
+func (r *rollout) uncordon(ctx context.Context, name string) error {
+	r.record.mu.Lock()
+	i := slices.IndexFunc(r.record.state.Nodes, func(n Node) bool { return n.Name == name })
+	cordoned := i >= 0 && r.record.state.Nodes[i].Cordon
+	r.record.mu.Unlock()
+	if !cordoned {
+		return nil
+	}
+	return drain.Uncordon(ctx, r.client, name)
+}
+
+// ready waits until the cluster sees the machine with its new version.
+func (r *rollout) ready(ctx context.Context, name string, say func(string)) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	last := errors.New("the API did not answer")
+	for said := ""; ; {
+		node, err := r.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+		if err == nil {
+			if err = nodeProblem(node, r.Version); err == nil {
+				return nil
+			}
+			if err.Error() != said {
+				said = err.Error()
+				say(said)
+			}
+		}
+		if ctx.Err() == nil {
+			last = err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("it runs %s, but the cluster does not see that: %w", r.Version, last)
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// nodeProblem says why a node is not yet what it is to be.
+func nodeProblem(node *corev1.Node, want string) error {
+	for _, c := range node.Status.Conditions {
+		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
+			return errors.New("its node is not Ready: " + c.Message)
+		}
+	}
+	if have := node.Status.NodeInfo.KubeletVersion; have != want {
+		return fmt.Errorf("its node still has version %s", have)
+	}
+	return nil
+}
+
+// lineWriter says what is written to it.
+func lineWriter(say func(string)) io.Writer { return lines(say) }
+
+type lines func(string)
+
+// Write says each line.
+func (l lines) Write(b []byte) (int, error) {
+	for line := range strings.Lines(string(b)) {
+		if line = strings.TrimSpace(line); line != "" {
+			l(line)
+		}
+	}
+	return len(b), nil
+}
+
+// One upgrades one machine, or takes it back to its previous version when there is no source.
+func One(ctx context.Context, t *Target, source *Source, req agent.UpgradeRequest, say func(string)) (*upgrade.Result, error) {
+	if source != nil {
+		check := req
+		check.Check, check.Info, check.Signer = true, source.Info, source.Signer
+		if _, err := t.Ask(ctx, check, say); err != nil || req.Check {
+			return nil, err
+		}
+		src, size, err := source.Open()
+		if err != nil {
+			return nil, err
+		}
+		defer src.Close()
+		rel, err := t.Send(ctx, src, size, nil)
+		if err != nil {
+			return nil, err
+		}
+		req.SHA256 = rel.SHA256
+	}
+	id, err := t.Ask(ctx, req, say)
+	if err != nil || req.Check {
+		return nil, err
+	}
+	return t.Watch(ctx, id, req.Timeout, say)
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rollout
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/kedge-io/kedge/pkg/release"
+)
+
+// Source is a release that this machine has checked.
+type Source struct {
+	release.Release
+	Path string
+}
+
+// Sources checks releases from files, unpacked directories or URLs, one an architecture, all of the same version. Downloads go to dir.
+func Sources(ctx context.Context, from []string, dir string, keys []release.Key, say func(string)) (map[string]Source, error) {
+	sources := map[string]Source{}
+	version := ""
+	for _, place := range from {
+		path := place
+		if strings.Contains(place, "://") {
+			path = filepath.Join(dir, fmt.Sprintf("download-%d.tar.zst", len(sources)))
+			say("downloading " + place)
+			if err := release.Get(ctx, place, path, Steps(func(text string) { say("downloading: " + text) })); err != nil {
+				return nil, err
+			}
+		}
+		r, _, err := release.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		rel, err := release.Extract(ctx, r, keys, func(release.Info) (io.Writer, error) { return io.Discard, nil })
+		if err = errors.Join(err, r.Close()); err != nil {
+			return nil, fmt.Errorf("%s: %w", place, err)
+		}
+		if version == "" {
+			version = rel.Version
+		}
+		if _, double := sources[rel.Arch]; double || rel.Version != version {
+			return nil, fmt.Errorf("%s: give one release an architecture, all of one version (%s for %s)", place, rel.Version, rel.Arch)
+		}
+		say(fmt.Sprintf("%s for %s, signed by %s", rel.Version, rel.Arch, rel.Signer))
+		sources[rel.Arch] = Source{*rel, path}
+	}
+	return sources, nil
+}
+
+// Open gives the release as Send takes it; size is 0 when it is not known.
+func (s Source) Open() (io.ReadCloser, int64, error) {
+	r, size, err := release.Open(s.Path)
+	if err == nil && size == 0 {
+		if st, statErr := os.Stat(s.Path); statErr == nil && !st.IsDir() {
+			size = st.Size()
+		}
+	}
+	return r, size, err
+}
+
+// Steps makes a progress function that says something now and then: a quarter further, or five seconds later.
+func Steps(say func(string)) func(done, total int64) {
+	var last time.Time
+	quarter := int64(-1)
+	return func(done, total int64) {
+		now, q := time.Now(), int64(-1)
+		if total > 0 {
+			q = done * 4 / total
+		}
+		if q == quarter && now.Sub(last) < 5*time.Second || last.IsZero() && q <= 0 {
+			if last.IsZero() {
+				last, quarter = now, q
+			}
+			return
+		}
+		last, quarter = now, q
+		if total > 0 {
+			say(fmt.Sprintf("%d of %d MiB", done>>20, total>>20))
+		} else {
+			say(fmt.Sprintf("%d MiB", done>>20))
+		}
+	}
+}
