@@ -20,6 +20,7 @@ import (
 	"github.com/kedge-io/kedge/cmd/agent"
 	"github.com/kedge-io/kedge/cmd/certificate"
 	"github.com/kedge-io/kedge/cmd/check"
+	"github.com/kedge-io/kedge/cmd/doctor"
 	"github.com/kedge-io/kedge/cmd/images"
 	"github.com/kedge-io/kedge/cmd/manifests"
 	"github.com/kedge-io/kedge/cmd/netpol"
@@ -82,6 +83,7 @@ func run(ctx context.Context, args []string) error {
 		}, nodecmd.Commands(), []*cli.Command{
 			status.Command(),
 			certificate.Command(),
+			doctor.Command(),
 			images.Command(),
 			manifests.Command(),
 			netpol.Command(),

@@ -25,7 +25,9 @@ import (
 	certutil "k8s.io/client-go/util/cert"
 
 	"github.com/kedge-io/kedge/pkg/apilb"
+	"github.com/kedge-io/kedge/pkg/check"
 	"github.com/kedge-io/kedge/pkg/config"
+	"github.com/kedge-io/kedge/pkg/datastore"
 	"github.com/kedge-io/kedge/pkg/embed"
 	"github.com/kedge-io/kedge/pkg/join/authority"
 	"github.com/kedge-io/kedge/pkg/logging"
@@ -71,6 +73,10 @@ type Machine struct {
 	StartRotation func(ctx context.Context, overlap time.Duration, say func(string)) error
 	OnRotation    func(*authority.Rotation) // called with the last change of the CAs, if there is one, at first and when it goes on; may be nil
 
+	// Preflight says what this machine is meant to do; Datastore is nil on a machine without a member. Both are for `kedge doctor`.
+	Preflight func() check.Options
+	Datastore func(context.Context) (*datastore.Health, error)
+
 	OnServers func(map[string]authority.Server) // called with the cluster's servers, at first and after each change; may be nil
 
 	// LeaveCluster has the cluster forget this machine, for `kedge leave`; LeaveFiles are removed when it has stopped. Package server
@@ -108,7 +114,8 @@ func New(cfg *config.Config) *Machine {
 	if err := logging.Klog(log, cfg.Debug); err != nil { // client-go's
 		log.Warn("messages of Kubernetes' client library have a format of their own", "error", err)
 	}
-	return &Machine{cfg: cfg, log: log, notify: newNotifier(log), started: time.Now(), left: make(chan struct{}), upgrading: upgrading{restart: make(chan struct{})}}
+	return &Machine{cfg: cfg, log: log, notify: newNotifier(log), started: time.Now(), left: make(chan struct{}), upgrading: upgrading{restart: make(chan struct{})},
+		Preflight: func() check.Options { return CheckOptions(cfg) }}
 }
 
 // Logger of the machine.

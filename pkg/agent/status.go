@@ -112,6 +112,7 @@ func (m *Machine) queries() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", m.serveStatus)
 	mux.HandleFunc("GET /"+queryPolicy, m.servePolicy)
+	mux.HandleFunc("POST /"+queryDoctor, m.serveDoctor)
 	mux.HandleFunc("GET /"+queryImages, m.serveImages)
 	mux.HandleFunc("POST /"+queryImages, m.serveImport)
 	mux.HandleFunc("POST /"+queryImages+"/pull", m.servePull)

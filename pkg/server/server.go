@@ -123,6 +123,12 @@ func (s *server) run(ctx context.Context, known *agent.Membership) error {
 	s.keys.Store(s.pki)
 	s.RotateCertificates, s.StartRotation, s.OnRotation = s.rotateCertificates, s.startRotation, s.noteRotation
 	s.OnChange, s.OnServers = s.observe, s.followServers
+	s.Preflight = func() check.Options { return CheckOptions(s.cfg) }
+	if s.cfg.HasEtcd() {
+		s.Datastore = func(ctx context.Context) (*datastore.Health, error) {
+			return datastore.Inspect(ctx, datastore.Endpoint(s.etcdSocket()))
+		}
+	}
 	local := ""
 	if s.cfg.HasControlPlane() {
 		local = net.JoinHostPort(s.apiHost(), strconv.Itoa(s.cfg.HTTPSListenPort))
