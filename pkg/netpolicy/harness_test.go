@@ -257,6 +257,15 @@ func (s *space) closed(t testing.TB, to string, port uint16, networks ...string)
 	wg.Wait()
 }
 
+// together does all at the same time: what has to stay closed takes its time to tell.
+func together(all ...func()) {
+	var wg sync.WaitGroup
+	for _, f := range all {
+		wg.Go(f)
+	}
+	wg.Wait()
+}
+
 func networksOr(networks []string) []string {
 	if len(networks) == 0 {
 		return []string{"tcp", "udp"}

@@ -52,8 +52,10 @@ func TestIngress(t *testing.T) {
 
 	b.policy("a", "deny", denyIngress)
 	for _, s := range []*space{client, stranger} {
-		s.closed(t, "10.42.0.2", 8080)
-		s.closed(t, "fd00:42::2", 8080)
+		together(
+			func() { s.closed(t, "10.42.0.2", 8080) },
+			func() { s.closed(t, "fd00:42::2", 8080) },
+		)
 	}
 	server.open(t, "10.42.0.4", 8080) // ingress only, and the answers pass
 	server.open(t, "fd00:42::4", 8080)
@@ -65,10 +67,12 @@ podSelector: {matchLabels: {app: server}}
 ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: 8080}]}]`)
 	client.open(t, "10.42.0.2", 8080, "tcp")
 	client.open(t, "fd00:42::2", 8080, "tcp")
-	client.closed(t, "10.42.0.2", 8080, "udp")
-	client.closed(t, "10.42.0.2", 8081)
-	stranger.closed(t, "10.42.0.2", 8080)
-	stranger.closed(t, "fd00:42::2", 8080)
+	together(
+		func() { client.closed(t, "10.42.0.2", 8080, "udp") },
+		func() { client.closed(t, "10.42.0.2", 8081) },
+		func() { stranger.closed(t, "10.42.0.2", 8080) },
+		func() { stranger.closed(t, "fd00:42::2", 8080) },
+	)
 
 	b.deletePolicy("a", "deny")
 	b.deletePolicy("a", "allow")
@@ -98,12 +102,16 @@ add rule inet dns output ip saddr 10.43.0.10 meta l4proto { tcp, udp } th sport 
 	node.open(t, "10.42.0.1", 8080) // an address of the pods' range, but the node's
 
 	b.policy("a", "deny", denyEgress)
-	client.closed(t, "10.42.0.3", 8080)
-	client.closed(t, "fd00:42::3", 8080)
-	client.closed(t, "192.0.2.1", 8080)
+	together(
+		func() { client.closed(t, "10.42.0.3", 8080) },
+		func() { client.closed(t, "fd00:42::3", 8080) },
+		func() { client.closed(t, "192.0.2.1", 8080) },
+	)
 	client.closed(t, "10.42.0.1", 8080) // the node
-	client.closed(t, "fd00:42::1", 8080)
-	client.closed(t, "10.43.0.10", 53)
+	together(
+		func() { client.closed(t, "fd00:42::1", 8080) },
+		func() { client.closed(t, "10.43.0.10", 53) },
+	)
 	node.open(t, "10.42.0.2", 8080)
 	out.open(t, "10.42.0.2", 8080) // egress only
 
@@ -128,8 +136,10 @@ egress:
 	client.closed(t, "10.42.0.3", 8081)
 	client.open(t, "192.0.2.1", 8080)
 	client.open(t, "192.0.2.128", 8080, "tcp")
-	client.closed(t, "192.0.2.64", 8080)
-	client.closed(t, "10.42.0.1", 8080)
+	together(
+		func() { client.closed(t, "192.0.2.64", 8080) },
+		func() { client.closed(t, "10.42.0.1", 8080) },
+	)
 
 	// What egress allows is still ingress of the other pod.
 	b.policy("b", "deny", denyIngress)
@@ -157,8 +167,10 @@ func TestNamedPorts(t *testing.T) {
 	} {
 		b.policy(test.namespace, "named", test.spec)
 		client.open(t, "10.42.0.2", 8080, "tcp")
-		client.closed(t, "10.42.0.2", 8080, "udp")
-		client.closed(t, "10.42.0.2", 8081)
+		together(
+			func() { client.closed(t, "10.42.0.2", 8080, "udp") },
+			func() { client.closed(t, "10.42.0.2", 8081) },
+		)
 		client.open(t, "10.42.0.4", 8081, "tcp")
 		client.closed(t, "10.42.0.4", 8080)
 		b.deletePolicy(test.namespace, "named")
@@ -418,18 +430,22 @@ egress: [{to: [{podSelector: {matchLabels: {app: client}}}]}]`)
 	for i := range 5 {
 		four, six := fmt.Sprintf("10.42.0.%d", 20+i), fmt.Sprintf("fd00:42::%x", 20+i)
 		server := b.createPod("a", fmt.Sprint("server-", i), tags{"app": "server"}, four, six)
-		server.closed(t, "10.42.0.3", 8080)
-		server.closed(t, "10.42.0.1", 8080)
-		client.closed(t, four, 8080)
-		client.closed(t, six, 8080)
+		together(
+			func() { server.closed(t, "10.42.0.3", 8080) },
+			func() { server.closed(t, "10.42.0.1", 8080) },
+			func() { client.closed(t, four, 8080) },
+			func() { client.closed(t, six, 8080) },
+		)
 		start := time.Now()
 		must(t, b.announce("a", fmt.Sprint("server-", i), four, six))
 		t.Logf("announced in %s", time.Since(start))
 		server.open(t, "10.42.0.3", 8080)
 		server.open(t, "fd00:42::3", 8080)
 		client.open(t, four, 8080)
-		server.closed(t, "10.42.0.4", 8080)
-		stranger.closed(t, six, 8080)
+		together(
+			func() { server.closed(t, "10.42.0.4", 8080) },
+			func() { stranger.closed(t, six, 8080) },
+		)
 	}
 }
 
