@@ -332,6 +332,7 @@ func NodeConfig(c *config.Config, credentials Credentials) node.Config {
 		CNIConfDir:       cniConfDir(c),
 		ResolvConf:       c.ResolvConf,
 		ClusterCIDR:      c.ClusterCIDR,
+		ServiceCIDR:      c.ServiceCIDR,
 		ClusterDNS:       c.ClusterDNS,
 		ClusterDomain:    c.ClusterDomain,
 		ProxyMode:        c.ProxyMode,

@@ -40,6 +40,7 @@ func CleanupNetwork(ctx context.Context, cfg Config) error {
 		removeIPVS(),
 		removeDevices(nil),
 		pruneRoutes(cfg.ClusterCIDR, nil),
+		removeServiceRoutes(),
 		netpolicy.Cleanup(ctx),
 		servicelb.Cleanup(ctx),
 		dns.Cleanup(ctx, cfg.ClusterDNS),

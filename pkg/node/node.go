@@ -70,6 +70,7 @@ type Config struct {
 	ResolvConf       string `json:"resolvConf,omitempty"` // of the host; empty: chosen
 
 	ClusterCIDR   config.Prefixes    `json:"clusterCIDR"`
+	ServiceCIDR   config.Prefixes    `json:"serviceCIDR"`
 	ClusterDNS    netip.Addr         `json:"clusterDNS"`
 	ClusterDomain string             `json:"clusterDomain"`
 	ProxyMode     config.ProxyMode   `json:"proxyMode"` // empty: no kube-proxy
@@ -206,6 +207,7 @@ func (n *node) run(ctx context.Context, group *errgroup.Group, kubelet *kubelet,
 	if proxy == nil {
 		close(proxyReady)
 	} else {
+		group.Go(func() error { n.keepServiceRoutes(ctx); return nil })
 		group.Go(func() error {
 			if err := n.waitForRules(ctx, client); err != nil {
 				return err
