@@ -85,7 +85,7 @@ func TestSeveralNICs(t *testing.T) {
 		cluster.Do(t, a2.Stop)
 		a2.Flags = []string{"--node-ip", second["a2"], "--flannel-iface", "eth7"}
 		out, err := a2.Exec(cluster.Within(t, minute), append([]string{cluster.Program, "agent"}, append(a2.Flags, a2.JoinFlags...)...)...)
-		if err == nil || !strings.Contains(fmt.Sprint(err), "eth7") {
+		if err == nil || !strings.Contains(fmt.Sprint(err), `no network interface "eth7"`) {
 			t.Errorf("%q, %v; want an error that names it", out, err)
 		}
 		a2.Flags = a2.Flags[:2]
