@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/tests/netns"
@@ -22,8 +23,9 @@ func TestServiceRoutes(t *testing.T) {
 	services := config.Prefixes{netip.MustParsePrefix("10.43.0.0/16"), netip.MustParsePrefix("fd43::/112")}
 	own := []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")}
 	err := netns.New(t).Do(func() error {
-		link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}}
-		if err := errors.Join(netlink.LinkAdd(link), netlink.LinkSetUp(link)); err != nil {
+		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "peer"}
+		other := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "peer"}}
+		if err := errors.Join(netlink.LinkAdd(link), netlink.LinkSetUp(link), netlink.LinkSetUp(other)); err != nil {
 			return err
 		}
 		if err := ensureServiceRoutes(services, own); err == nil {
@@ -32,6 +34,7 @@ func TestServiceRoutes(t *testing.T) {
 		for _, text := range []string{"192.0.2.7/24", "2001:db8::7/64"} {
 			a, err := netlink.ParseAddr(text)
 			if err == nil {
+				a.Flags = unix.IFA_F_NODAD
 				err = netlink.AddrAdd(link, a)
 			}
 			if err != nil {

@@ -66,6 +66,9 @@ func skipOnNode(result *current.Result) error {
 			}
 			a := &netlink.Addr{IPNet: &net.IPNet{IP: ip.Gateway, Mask: net.CIDRMask(128, 128)}}
 			err := netlink.AddrDel(link, a)
+			if errors.Is(err, unix.EADDRNOTAVAIL) {
+				continue // a device of another plugin: the one that shapes traffic has one
+			}
 			a.Flags = unix.IFA_F_NODAD
 			if err := errors.Join(err, netlink.AddrAdd(link, a)); err != nil {
 				return fmt.Errorf("the gateway %s on the pod's device %s: %w", ip.Gateway, i.Name, err)
