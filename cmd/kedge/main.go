@@ -29,9 +29,11 @@ import (
 	"github.com/kedge-io/kedge/cmd/server"
 	"github.com/kedge-io/kedge/cmd/snapshot"
 	"github.com/kedge-io/kedge/cmd/status"
+	"github.com/kedge-io/kedge/cmd/stop"
 	"github.com/kedge-io/kedge/cmd/token"
 	"github.com/kedge-io/kedge/cmd/tools"
 	_ "github.com/kedge-io/kedge/cmd/tools/translations" // before kubectl is initialised
+	"github.com/kedge-io/kedge/cmd/uninstall"
 	upgradecmd "github.com/kedge-io/kedge/cmd/upgrade"
 	machine "github.com/kedge-io/kedge/pkg/agent"
 	"github.com/kedge-io/kedge/pkg/controlplane"
@@ -90,6 +92,8 @@ func run(ctx context.Context, args []string) error {
 			check.Command(),
 			secretsencrypt.Command(),
 			snapshot.Command(),
+			stop.Command(),
+			uninstall.Command(),
 			upgradecmd.Command(),
 		}, tools.Commands()),
 		Suggest:                true,

@@ -5,6 +5,7 @@ package tools
 import (
 	"context"
 	"os"
+	"path/filepath"
 
 	ctr "github.com/containerd/containerd/v2/cmd/ctr/app"
 	_ "k8s.io/client-go/plugin/pkg/client/auth" // as kubectl's own main does
@@ -25,6 +26,9 @@ func Kubectl(_ context.Context, args []string) error {
 			if err := os.Setenv(clientcmd.RecommendedConfigPathEnvVar, config.DefaultKubeconfig); err != nil {
 				return err
 			}
+			if err := cacheInMemory(); err != nil {
+				return err
+			}
 		}
 	}
 	// kubectl reads os.Args itself, for plugins and for .kuberc. The rest is its own main.
@@ -36,6 +40,16 @@ func Kubectl(_ context.Context, args []string) error {
 		util.CheckErr(err) // prints and exits as kubectl does
 	}
 	return nil
+}
+
+// cacheInMemory has kubectl keep what it learns of the API beside Kedge's own sockets, and not in root's home: it costs the disk nothing, and
+// goes away with Kedge.
+func cacheInMemory() error {
+	const variable = "KUBECACHEDIR"
+	if _, err := os.Stat(config.DefaultRunDir); err != nil || os.Geteuid() != 0 || os.Getenv(variable) != "" {
+		return nil
+	}
+	return os.Setenv(variable, filepath.Join(config.DefaultRunDir, "kubectl"))
 }
 
 // Ctr runs containerd's ctr against this node's containerd, in the namespace of Kubernetes unless another is asked for.

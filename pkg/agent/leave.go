@@ -17,6 +17,9 @@ import (
 	"github.com/kedge-io/kedge/pkg/node"
 )
 
+// leaveGrace is what pods get at the most to end when their machine leaves the cluster.
+const leaveGrace = 15 * time.Second
+
 // errLeft ends Run when the machine has left its cluster: not a failure.
 var errLeft = errors.New("left the cluster")
 
@@ -108,7 +111,8 @@ func (m *Machine) beforeStop(name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	m.leaving.say("stopping the pods")
-	if err := node.RemovePods(ctx, m.containerdSocket(), m.leaving.say); err != nil {
+	o := node.PodStop{Grace: leaveGrace, GraceCritical: leaveGrace, Remove: true, Say: m.leaving.say}
+	if err := node.StopPods(ctx, m.containerdSocket(), o); err != nil {
 		m.leaving.say("some pods are left: " + err.Error())
 	}
 }

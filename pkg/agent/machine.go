@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -104,6 +105,10 @@ type Machine struct {
 	leaving *leaving // nil: it does not leave
 	left    chan struct{}
 
+	podStop    *podStop // nil: pods stay when Kedge stops
+	podsEnding bool
+	draining   atomic.Bool // the [node] process is to run nothing that starts pods
+
 	staging sync.Mutex
 	tree    *embed.Tree
 }
@@ -184,20 +189,31 @@ func (m *Machine) Run(ctx context.Context, first []*supervise.Process, stopOrder
 		func(ctx context.Context) error { m.watchServers(ctx); return nil },
 		func(ctx context.Context) error { m.watchRegistries(ctx); return nil },
 		func(ctx context.Context) error { m.settle(ctx); return nil },
+		m.keepPodsUnit,
 		func(ctx context.Context) error { m.supervisor.Run(ctx); return nil },
 	)
-	group, ctx := errgroup.WithContext(ctx)
+	// What the tasks do goes on while pods end: they need the API, names and the network until the last moment.
+	all, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	group, running := errgroup.WithContext(all)
 	for _, task := range tasks {
-		group.Go(func() error { return task(ctx) })
+		group.Go(func() error { return task(running) })
 	}
-	<-ctx.Done()
+	select {
+	case <-running.Done():
+	case <-ctx.Done():
+	}
 	// A version under trial that fails becomes the old one: for the service manager, it does not stop.
-	if !errors.Is(context.Cause(ctx), ErrRestart) && m.trialAgainst() == "" {
+	if !errors.Is(context.Cause(running), ErrRestart) && m.trialAgainst() == "" {
 		m.notify.stopping()
 	}
-	if !m.hasLeft() {
+	if ctx.Err() != nil {
+		m.endPods()
+	}
+	if !m.hasLeft() && !m.draining.Load() {
 		m.log.Info("stopping; pods keep running")
 	}
+	end()
 	err := group.Wait()
 	if m.hasLeft() { // also when a signal to stop came in between
 		m.finishLeave()
@@ -211,13 +227,17 @@ func (m *Machine) Run(ctx context.Context, first []*supervise.Process, stopOrder
 
 // Serve answers status requests and the service manager's watchdog, from before the machine joins until its end, while run runs.
 func (m *Machine) Serve(ctx context.Context, run func(context.Context) error) error {
-	group, ctx := errgroup.WithContext(ctx)
+	// They answer until run has ended, not only until it is told to.
+	base, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	group, serving := errgroup.WithContext(base)
 	ctx, cancel := context.WithCancel(ctx)
-	group.Go(func() error { return serveSocket(ctx, SocketPath(m.cfg.RunDir), m.requests()) })
-	group.Go(func() error { return serveSocket(ctx, QuerySocket(m.cfg.RunDir), m.queries()) })
-	group.Go(func() error { m.notify.watchdog(ctx); return nil })
+	defer context.AfterFunc(serving, cancel)()
+	group.Go(func() error { return serveSocket(serving, SocketPath(m.cfg.RunDir), m.requests()) })
+	group.Go(func() error { return serveSocket(serving, QuerySocket(m.cfg.RunDir), m.queries()) })
+	group.Go(func() error { m.notify.watchdog(serving); return nil })
 	group.Go(func() error {
-		defer cancel()
+		defer end()
 		return run(ctx)
 	})
 	return group.Wait()
@@ -279,7 +299,9 @@ func (m *Machine) processes(ctx context.Context) []*supervise.Process {
 			if _, err := m.Stage(ctx); err != nil {
 				return nil, err
 			}
-			return NodeConfig(m.cfg, m.Credentials), nil
+			cfg := NodeConfig(m.cfg, m.Credentials)
+			cfg.Stopping = m.draining.Load()
+			return cfg, nil
 		}),
 	}
 }

@@ -128,6 +128,7 @@ func (m *Machine) requests() *http.ServeMux {
 	mux.HandleFunc("POST /leave", m.serveLeave)
 	mux.HandleFunc("POST /certificates/rotate", m.serveRotate)
 	mux.HandleFunc("POST /certificates/rotate-ca", m.serveRotateCA)
+	mux.HandleFunc("POST /stop-pods", m.serveStopPods)
 	return mux
 }
 
@@ -256,7 +257,7 @@ func (n *notifier) send(state string) {
 func (n *notifier) ready()             { n.send(daemon.SdNotifyReady + "\nSTATUS=ready") }
 func (n *notifier) status(text string) { n.send("STATUS=" + text) }
 func (n *notifier) stopping() {
-	n.send(daemon.SdNotifyStopping + "\nSTATUS=stopping; pods keep running")
+	n.send(daemon.SdNotifyStopping + "\nSTATUS=stopping")
 }
 
 // watchdog pings while the supervisor lives; children are its own business, they do not decide about the whole service.

@@ -70,8 +70,13 @@ type Config struct {
 	PauseImage        string      `json:"pause-image"`         // default empty: the built-in one
 	Snapshotter       Snapshotter `json:"snapshotter"`         // default overlayfs
 	KubeletRootDir    string      `json:"kubelet-root-dir"`    // absolute; default /var/lib/kubelet
-	Debug             bool        `json:"debug"`
-	LogFormat         LogFormat   `json:"log-format"` // default text
+	// ShutdownGracePeriod is what pods get at the most to end before the machine goes down, ShutdownGraceCritical what those get after them that
+	// the cluster itself needs; defaults 30 s and 10 s.
+	ShutdownGracePeriod   time.Duration `json:"shutdown-grace-period"`
+	ShutdownGraceCritical time.Duration `json:"shutdown-grace-period-critical"`
+
+	Debug     bool      `json:"debug"`
+	LogFormat LogFormat `json:"log-format"` // default text
 
 	Snapshot Snapshot `json:"snapshot"` // see Snapshots
 

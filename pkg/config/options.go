@@ -185,6 +185,13 @@ func options() []*option {
 			usage: "pods and the cluster DNS ask the resolvers in `FILE` for outside names",
 			set:   one(func(s *Config) *string { return &s.ResolvConf }, absolutePath)},
 
+		{name: "shutdown-grace-period", category: node, def: "30s",
+			usage: "when the machine goes down, give pods `DURATION` to end, or less if they ask for less; 0 kills them",
+			set:   one(func(s *Config) *time.Duration { return &s.ShutdownGracePeriod }, duration)},
+		{name: "shutdown-grace-period-critical", category: node, def: "10s",
+			usage: "then give critical pods `DURATION`",
+			set:   one(func(s *Config) *time.Duration { return &s.ShutdownGraceCritical }, duration)},
+
 		{name: "bind-address", category: apiServer, servers: true, defText: "0.0.0.0, or :: in a cluster with IPv6",
 			usage: "the API server listens on `ADDRESS`",
 			set:   one(func(s *Config) *addr { return &s.BindAddress }, bindAddress)},

@@ -125,10 +125,9 @@ func setKubelet(cfg Config, kc *kubeletconfig.KubeletConfiguration, fl *options.
 	if limit := maxOpenFiles(); limit > 0 && kc.MaxOpenFiles > limit {
 		kc.MaxOpenFiles = limit
 	}
-	if hasSystemd() {
-		kc.ShutdownGracePeriod = metav1.Duration{Duration: 30 * time.Second}
-		kc.ShutdownGracePeriodCriticalPods = metav1.Duration{Duration: 10 * time.Second}
-	}
+	// Kedge ends the pods itself when the machine goes down, see pkg/agent/shutdown.go: the kubelet's way takes logind, and leaves pods as
+	// Failed that should run again after a reboot.
+	kc.ShutdownGracePeriod, kc.ShutdownGracePeriodCriticalPods = metav1.Duration{}, metav1.Duration{}
 	// How long a node stays tainted after pressure is gone. Upstream's five minutes suit a cluster that has other nodes.
 	kc.EvictionPressureTransitionPeriod = metav1.Duration{Duration: time.Minute}
 	setDiskThresholds(kc, diskSize(cfg.RootDir))

@@ -88,12 +88,22 @@ type Config struct {
 	// Certificates of this machine, for the kubelet's /metrics.
 	Certificates pki.Places `json:"certificates"`
 
+	// Stopping says that the machine's pods are about to be ended: only what they need until then runs, and nothing that would start them
+	// again.
+	Stopping bool `json:"stopping,omitempty"`
+
 	KubeletArgs []string `json:"kubeletArgs,omitempty"`
 	ProxyArgs   []string `json:"proxyArgs,omitempty"`
 }
 
 // Components of the process in the order of their start.
 func (c Config) Components() []string {
+	if c.Stopping {
+		if c.DNS {
+			return []string{ComponentDNS}
+		}
+		return nil
+	}
 	list := []string{ComponentKubelet}
 	if c.ProxyMode != "" {
 		list = append(list, ComponentProxy)
@@ -116,6 +126,9 @@ func (c Config) Components() []string {
 // Run blocks until ctx ends or a part fails that cannot be started again in the same process; the supervisor then starts the
 // process anew. Pods are not touched by either.
 func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logger) error {
+	if cfg.Stopping {
+		return runStopping(ctx, cfg, child, log)
+	}
 	kubelet, err := newKubelet(cfg)
 	if err != nil {
 		return err
@@ -129,7 +142,7 @@ func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logg
 	if err := switchMode(ctx, cfg.RunDir, proxy.usedMode()); err != nil {
 		log.Error("rules of two proxy modes may be in force", "component", ComponentProxy, "error", err)
 	}
-	if err := setSysctls(log); err != nil {
+	if err := errors.Join(rememberSysctls(cfg.RunDir), setSysctls(log)); err != nil {
 		return err
 	}
 	if err := writeResolvConf(cfg); err != nil {
@@ -153,6 +166,21 @@ func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logg
 	}
 	group.Go(func() error { return n.run(ctx, group, kubelet, proxy) })
 	return group.Wait()
+}
+
+// runStopping is Run while the pods end: names are looked up until the last moment. The kernel has the rules for services and policies.
+func runStopping(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logger) error {
+	n := &node{cfg: cfg, child: child, log: log}
+	if !cfg.DNS {
+		<-ctx.Done()
+		return nil
+	}
+	var err error
+	if n.dns, err = dns.New(cfg.dnsConfig(), log); err != nil {
+		return err
+	}
+	go n.watchDNS(ctx)
+	return n.keep(ctx, ComponentDNS, n.dns.Run)
 }
 
 type node struct {
@@ -443,18 +471,3 @@ func writeResolvConf(cfg Config) error {
 
 // kubeletResolvConf is the resolv.conf for pods that use the node's resolvers: the host's without what does not work in a pod.
 func (c Config) kubeletResolvConf() string { return filepath.Join(c.RunDir, "resolv.conf") }
-
-// setSysctls makes the kernel forward pods' packets.
-func setSysctls(log *slog.Logger) error {
-	for file, value := range map[string]string{
-		"/proc/sys/net/ipv4/ip_forward":          "1",
-		"/proc/sys/net/ipv6/conf/all/forwarding": "1",
-	} {
-		if err := os.WriteFile(file, []byte(value), 0o644); errors.Is(err, os.ErrNotExist) {
-			log.Info("this kernel has no such setting", "file", file)
-		} else if err != nil {
-			return fmt.Errorf("packets of pods could not be forwarded: %w", err)
-		}
-	}
-	return nil
-}

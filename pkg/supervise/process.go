@@ -43,6 +43,8 @@ type Process struct {
 	RunDir     string
 	// StopTimeout is how long the process may take after SIGTERM before it is killed.
 	StopTimeout time.Duration
+	// Output gets what the process writes; nil: where the supervisor writes.
+	Output *os.File
 
 	log     *slog.Logger
 	changed func()
@@ -123,6 +125,9 @@ func (p *Process) once(ctx context.Context) error {
 	cmd.Args[0] = "kedge [" + p.Name + "]"
 	cmd.Env = append(childEnv(os.Environ()), startGC)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if p.Output != nil {
+		cmd.Stdout, cmd.Stderr = p.Output, p.Output
+	}
 	cmd.ExtraFiles = []*os.File{w}
 	// Children die with the supervisor. Their own process group keeps a terminal's Ctrl-C from reaching them out of order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}

@@ -82,6 +82,15 @@ func IP6(ip string) string {
 	return "fd00:" + parts[1] + "::" + parts[3]
 }
 
+// PID is that of the machine's first process on the host, for a look into its namespaces with the host's programs.
+func (m *Machine) PID(ctx context.Context) (int, error) {
+	out, err := m.bed.run(ctx, "pid", m.name)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(out))
+}
+
 // Bed returns the bed that the machine belongs to.
 func (m *Machine) Bed() *Bed { return m.bed }
 

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/renameio/v2"
+	"github.com/vishvananda/netlink"
+)
+
+// forwarding are the settings by which the machine is a router for its pods.
+func forwarding() []string { return []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} }
+
+// kubeletSysctls are those that the kubelet sets for itself (its pkg/util/sysctl).
+func kubeletSysctls() []string {
+	return []string{"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"}
+}
+
+// sysctlFile holds the values from before the first start since the machine has booted.
+func sysctlFile(runDir string) string { return filepath.Join(runDir, "sysctls.json") }
+
+func sysctl(name string) (string, error) {
+	b, err := os.ReadFile("/proc/sys/" + name)
+	return strings.TrimSpace(string(b)), err
+}
+
+// rememberSysctls keeps the settings that this process is about to change.
+func rememberSysctls(runDir string) error {
+	file := sysctlFile(runDir)
+	if _, err := os.Stat(file); err == nil {
+		return nil
+	}
+	values := map[string]string{}
+	for _, name := range append(forwarding(), kubeletSysctls()...) {
+		if v, err := sysctl(name); err == nil { // otherwise this kernel has no such setting
+			values[name] = v
+		}
+	}
+	b, err := json.Marshal(values)
+	if err != nil {
+		return err
+	}
+	return renameio.WriteFile(file, b, 0o600)
+}
+
+// RestoreSysctls gives the settings that Kedge has changed since the machine has booted the values from before, for uninstalling. As long as
+// there are bridges or the like of other programs the machine goes on forwarding their packets, and say tells so.
+func RestoreSysctls(runDir string, say func(string)) error {
+	b, err := os.ReadFile(sysctlFile(runDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var values map[string]string
+	if err := json.Unmarshal(b, &values); err != nil {
+		return fmt.Errorf("%s: %w", sysctlFile(runDir), err)
+	}
+	names := kubeletSysctls()
+	if router, err := routesForOthers(); err != nil {
+		return err
+	} else if router != "" {
+		say("the machine goes on forwarding packets: other programs may need that, for " + router)
+	} else {
+		names = append(names, forwarding()...)
+	}
+	var errs []error
+	for _, name := range names {
+		was, known := values[name]
+		if is, err := sysctl(name); !known || err != nil || is == was {
+			continue
+		}
+		errs = append(errs, os.WriteFile("/proc/sys/"+name, []byte(was), 0o644))
+	}
+	return errors.Join(errs...)
+}
+
+// routesForOthers names a network interface for which packets are likely to be forwarded. Kedge's own are gone.
+func routesForOthers() (string, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return "", err
+	}
+	for _, l := range links {
+		switch l.Type() {
+		case "bridge", "wireguard", "tun", "vxlan", "ipip", "gre":
+			return l.Attrs().Name, nil
+		}
+	}
+	return "", nil
+}
+
+// setSysctls makes the kernel forward pods' packets.
+func setSysctls(log *slog.Logger) error {
+	for _, name := range forwarding() {
+		file := "/proc/sys/" + name
+		if err := os.WriteFile(file, []byte("1"), 0o644); errors.Is(err, os.ErrNotExist) {
+			log.Info("this kernel has no such setting", "file", file)
+		} else if err != nil {
+			return fmt.Errorf("packets of pods could not be forwarded: %w", err)
+		}
+	}
+	return nil
+}
