@@ -11,6 +11,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/kedge-io/kedge/pkg/check"
+	"github.com/kedge-io/kedge/pkg/check/cis"
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/server"
 )
@@ -21,12 +22,14 @@ func Command() *cli.Command {
 	own := []cli.Flag{
 		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "text", Usage: "write the report in `FORMAT` text or json"},
 		&cli.BoolFlag{Name: "agent", Usage: "the machine is to carry no control plane"},
+		&cli.StringFlag{Name: "profile", Value: "machine", Usage: "`WHAT` to look at: machine, or cis: the Kedge that runs here, by the CIS Kubernetes Benchmark"},
 	}
 	return &cli.Command{
 		Name:  "check",
 		Usage: "probe whether this machine can run Kedge",
 		Description: "Probes the machine and shows for everything that is wrong what was found and what to type.\n" +
 			"It goes by the configuration of `kedge server` and takes the same flags. Nothing is changed.\n" +
+			"With --profile cis it reports every item of the CIS Kubernetes Benchmark about the Kedge that runs on this machine.\n" +
 			"Exit status: 1 when something failed, 0 otherwise, also with warnings.",
 		Flags:  append(own, config.Flags(config.RoleServer)...),
 		Action: run,
@@ -40,6 +43,13 @@ func run(c *cli.Context) error {
 	}
 	if c.Args().Present() {
 		return fmt.Errorf("unexpected argument %q: only flags are accepted", c.Args().First())
+	}
+	switch profile := c.String("profile"); profile {
+	case "cis":
+		return runCIS(c, format)
+	case "machine":
+	default:
+		return fmt.Errorf("--profile %q is unknown; accepted: machine, cis", profile)
 	}
 	var o check.Options
 	if cfg, err := config.Load(c, config.RoleServer); err != nil {
@@ -59,6 +69,30 @@ func run(c *cli.Context) error {
 		write = func() error { return report.WriteJSON(c.App.Writer) }
 	}
 	if err := write(); err != nil {
+		return fmt.Errorf("write the report: %w", err)
+	}
+	if report.Failed() {
+		return cli.Exit("", 1)
+	}
+	return nil
+}
+
+// runCIS looks at what runs, wherever the configuration of this machine puts it.
+func runCIS(c *cli.Context, format string) error {
+	o := cis.Options{RunDir: config.DefaultRunDir, Kubeconfig: config.DefaultKubeconfig}
+	if cfg, err := config.Load(c, config.RoleServer); err == nil {
+		o.RunDir, o.Kubeconfig = cfg.RunDir, cfg.WriteKubeconfig
+	}
+	report, err := cis.Run(c.Context, o)
+	if err != nil {
+		return err
+	}
+	if format == "json" {
+		err = report.WriteJSON(c.App.Writer)
+	} else {
+		err = report.WriteText(c.App.Writer)
+	}
+	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
 	if report.Failed() {

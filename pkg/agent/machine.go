@@ -370,6 +370,7 @@ func NodeConfig(c *config.Config, credentials Credentials) node.Config {
 		ProxyArgs:        c.KubeProxyArgs,
 	}
 	cfg.FlannelExternalIP = c.FlannelExternalIP
+	cfg.ProtectKernelDefaults = c.ProtectKernelDefaults
 	if c.DisableKubeProxy {
 		cfg.ProxyMode = ""
 	}

@@ -61,6 +61,14 @@ type Config struct {
 	WriteKubeconfig     string      `json:"write-kubeconfig"`      // absolute; default /etc/kedge/kubeconfig.yaml
 	WriteKubeconfigMode fs.FileMode `json:"write-kubeconfig-mode"` // permission bits, default 0600
 
+	AuditLog    string `json:"audit-log,omitempty"` // absolute; empty: none is written
+	AuditPolicy string `json:"audit-policy-file"`   // absolute; a file that need not exist, default /etc/kedge/audit-policy.yaml
+	// PodSecurity holds in namespaces without a label of their own, but for PodSecurityExempt; default privileged, and kube-system.
+	PodSecurity       PodSecurity `json:"pod-security"`
+	PodSecurityExempt []string    `json:"pod-security-exempt"`
+	// ProtectKernelDefaults makes the kubelet refuse kernel settings that it would change; default false.
+	ProtectKernelDefaults bool `json:"protect-kernel-defaults"`
+
 	DisableKubeProxy  bool        `json:"disable-kube-proxy"`  // nothing serves the service addresses on this node
 	FlannelIface      string      `json:"flannel-iface"`       // interface name; default empty: the one that has NodeIP
 	FlannelTxOffload  bool        `json:"flannel-tx-offload"`  // checksums of VXLAN's packets are the network card's business
@@ -181,6 +189,16 @@ const (
 	FlannelHostGW    FlannelMode = "host-gw"
 	FlannelWireGuard FlannelMode = "wireguard-native"
 	FlannelNone      FlannelMode = "none"
+)
+
+// PodSecurity is a Pod Security Standard.
+type PodSecurity string
+
+// The values of --pod-security.
+const (
+	PodSecurityPrivileged PodSecurity = "privileged"
+	PodSecurityBaseline   PodSecurity = "baseline"
+	PodSecurityRestricted PodSecurity = "restricted"
 )
 
 // EgressMode is how API servers reach kubelets and pods.

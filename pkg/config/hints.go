@@ -90,7 +90,6 @@ func optionHint(name string) string {
 		{"write-kubeconfig-group", "the kubeconfig belongs to root; see write-kubeconfig-mode"},
 		{"kube-controller-arg", "use kube-controller-manager-arg"},
 		{"pod-infra-container-image", "use pause-image"},
-		{"protect-kernel-defaults", "use kubelet-arg protect-kernel-defaults=true"},
 		{"image-credential-provider*", "use kubelet-arg"},
 		{"etcd-expose-metrics", "use etcd-arg listen-metrics-urls=URL"},
 		{"v vmodule", "use debug"},

@@ -119,6 +119,13 @@ func nodeName(s string) (string, error) {
 	return s, nil
 }
 
+func namespaceName(s string) (string, error) {
+	if problems := validation.IsDNS1123Label(s); len(problems) > 0 {
+		return "", fmt.Errorf("%q cannot be a namespace: %s", s, strings.Join(problems, "; "))
+	}
+	return s, nil
+}
+
 func nodeLabel(s string) (string, error) {
 	key, val, ok := strings.Cut(s, "=")
 	if !ok {

@@ -9,4 +9,6 @@ const (
 	DefaultRunDir     = "/run/kedge"
 	DefaultKubeconfig = "/etc/kedge/kubeconfig.yaml"
 	DefaultRegistries = "/etc/kedge/registries.yaml"
+	// DefaultAuditPolicy is for --audit-log.
+	DefaultAuditPolicy = "/etc/kedge/audit-policy.yaml"
 )

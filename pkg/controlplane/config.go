@@ -61,7 +61,8 @@ type Config struct {
 	// Tokens are the operator's own, to be known to the cluster; secret.
 	Tokens []OperatorToken `json:"tokens,omitempty"`
 
-	Files Files `json:"files"`
+	Files     Files     `json:"files"`
+	Hardening Hardening `json:"hardening"`
 
 	// Certificates of this machine, for the API server's /metrics.
 	Certificates pki.Places `json:"certificates"`
@@ -136,6 +137,7 @@ func (c Config) apiserverFlags() []string {
 	if c.Egress != config.EgressDirect {
 		own = append(own, "egress-selector-config-file", c.egressFile())
 	}
+	own = append(own, c.hardeningFlags()...)
 	return flags(c.featureGates(), c.APIServerArgs, append(own,
 		"endpoint-reconciler-type", "none", // see endpointReconciler
 		"etcd-servers", strings.Join(c.Datastore.Endpoints, ","),
@@ -146,7 +148,6 @@ func (c Config) apiserverFlags() []string {
 		"service-node-port-range", c.Cluster.ServiceNodePortRange.String(),
 		"allow-privileged", "true",
 		"authorization-mode", "Node,RBAC",
-		"enable-admission-plugins", "NodeRestriction",
 		"enable-bootstrap-token-auth", "true",
 		"tls-cert-file", f.APIServer,
 		"tls-private-key-file", f.APIServer,
@@ -190,6 +191,8 @@ func (c Config) controllerManagerFlags() []string {
 		"secure-port", "0",
 		"profiling", "false",
 		"controllers", "*,tokencleaner,bootstrapsigner",
+		// Pods that have ended are kept for those who want to look; upstream's 12500 fill a small datastore.
+		"terminated-pod-gc-threshold", "1000",
 		"use-service-account-credentials", "false",
 		"allocate-node-cidrs", "true",
 		"configure-cloud-routes", "false",
@@ -249,6 +252,15 @@ func flags(gates, extra []string, pairs ...string) []string {
 		}
 	}
 	return line
+}
+
+// valuesOf reads flag sets whose options have been set.
+func valuesOf(sets cliflag.NamedFlagSets) Flags {
+	values := Flags{}
+	for _, fs := range sets.FlagSets {
+		fs.VisitAll(func(f *pflag.Flag) { values[f.Name] = f.Value.String() })
+	}
+	return values
 }
 
 // parse sets a component's options from a command line. The error names the option by which an operator can set it.

@@ -80,6 +80,7 @@ func newPlane(cfg Config) (*plane, error) {
 		return nil, fmt.Errorf("controller manager: %w", err)
 	}
 	return p, errors.Join(
+		cfg.checkHardening(),
 		parse("kube-apiserver-arg", p.apiserver.Flags(), cfg.apiserverFlags()),
 		parse("kube-controller-manager-arg", p.controllerManagerFlagSets(), cfg.controllerManagerFlags()),
 		parse("kube-scheduler-arg", *p.scheduler.Flags, cfg.schedulerFlags()),
@@ -97,6 +98,9 @@ func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logg
 		return err
 	}
 	p.child, p.log = child, log
+	if err := cfg.writeHardening(); err != nil {
+		return err
+	}
 	// What the apiserver's and the controller manager's commands do before they run: gates and versions of the whole
 	// process, and no log lines about the API's own requests to itself.
 	if err := p.apiserver.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {

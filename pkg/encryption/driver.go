@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -166,6 +167,9 @@ func (d *Driver) Servers(ctx context.Context) ([]Server, error) {
 				s.View, s.Err = get[View](ctx, client, Path)
 			}
 			s.Old = apierrors.IsNotFound(s.Err)
+			if failed := (*url.Error)(nil); errors.As(s.Err, &failed) {
+				s.Err = failed.Err // without the URL, which everybody knows
+			}
 		})
 	}
 	wg.Wait()

@@ -21,6 +21,9 @@ import (
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	"k8s.io/kubernetes/pkg/kubelet/apis/config/validation"
+
+	"github.com/kedge-io/kedge/pkg/config"
+	"github.com/kedge-io/kedge/pkg/pki"
 )
 
 type kubelet struct{ server *options.KubeletServer }
@@ -107,6 +110,11 @@ func setKubelet(cfg Config, kc *kubeletconfig.KubeletConfiguration, fl *options.
 		kc.ServerTLSBootstrap, kc.RotateCertificates = true, true
 	}
 	kc.ReadOnlyPort = 0
+	kc.TLSCipherSuites = pki.StrongCiphers()
+	kc.ProtectKernelDefaults = cfg.ProtectKernelDefaults
+	// Pods that do not say otherwise get the runtime's filter of system calls, and no pod takes all process IDs of the machine.
+	kc.SeccompDefault = true
+	kc.PodPidsLimit = podPIDs
 	kc.ClusterDomain = cfg.ClusterDomain
 	if cfg.DNS {
 		kc.ClusterDNS = []string{cfg.ClusterDNS.String()}
@@ -131,6 +139,35 @@ func setKubelet(cfg Config, kc *kubeletconfig.KubeletConfiguration, fl *options.
 	// How long a node stays tainted after pressure is gone. Upstream's five minutes suit a cluster that has other nodes.
 	kc.EvictionPressureTransitionPeriod = metav1.Duration{Duration: time.Minute}
 	setDiskThresholds(kc, diskSize(cfg.RootDir))
+}
+
+// podPIDs is how many processes and threads a pod may have unless kubelet-arg pod-max-pids says otherwise.
+const podPIDs = 4096
+
+// Settings are what the kubelet and kube-proxy of a node with this configuration run with.
+type Settings struct {
+	Kubelet *kubeletconfig.KubeletConfiguration
+	Flags   *options.KubeletFlags
+	// ProxyMetrics is where kube-proxy serves its metrics; empty without a kube-proxy.
+	ProxyMetrics string
+}
+
+// EffectiveSettings starts nothing.
+func EffectiveSettings(cfg Config) (*Settings, error) {
+	k, err := newKubelet(cfg)
+	if err != nil {
+		return nil, err
+	}
+	s := &Settings{Kubelet: &k.server.KubeletConfiguration, Flags: &k.server.KubeletFlags}
+	if cfg.ProxyMode == "" {
+		return s, nil
+	}
+	_, fs, err := proxyOptions(cfg, config.ProxyNFTables)
+	if err != nil {
+		return nil, err
+	}
+	s.ProxyMetrics = fs.Lookup("metrics-bind-address").Value.String()
+	return s, nil
 }
 
 // CertDir is where the kubelet keeps the certificates that it gets from the cluster.

@@ -87,6 +87,8 @@ type Config struct {
 
 	// Certificates of this machine, for the kubelet's /metrics.
 	Certificates pki.Places `json:"certificates"`
+	// ProtectKernelDefaults makes the kubelet refuse kernel settings that it would change.
+	ProtectKernelDefaults bool `json:"protectKernelDefaults,omitempty"`
 
 	// Stopping says that the machine's pods are about to be ended: only what they need until then runs, and nothing that would start them
 	// again.

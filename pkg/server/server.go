@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -328,6 +329,10 @@ func (s *server) controlPlaneConfig() controlplane.Config {
 		APIServerArgs:         c.KubeAPIServerArgs,
 		ControllerManagerArgs: c.KubeControllerManagerArgs,
 		SchedulerArgs:         c.KubeSchedulerArgs,
+		Hardening:             controlplane.Hardening{AuditLog: c.AuditLog, PodSecurity: c.PodSecurity, PodSecurityExempt: c.PodSecurityExempt},
+	}
+	if _, err := os.Stat(c.AuditPolicy); err == nil {
+		cfg.Hardening.AuditPolicy = c.AuditPolicy
 	}
 	p := s.pki
 	if p == nil { // while arguments are checked

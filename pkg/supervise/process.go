@@ -181,7 +181,8 @@ const startGC = "GOGC=400"
 func childEnv(env []string) []string {
 	return slices.DeleteFunc(env, func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")
-		return name == "NOTIFY_SOCKET" || strings.HasPrefix(name, "WATCHDOG_") || strings.HasPrefix(name, "LISTEN_") || strings.HasPrefix(name, "OTEL_")
+		return name == "NOTIFY_SOCKET" || strings.HasPrefix(name, "WATCHDOG_") || strings.HasPrefix(name, "LISTEN_") || strings.HasPrefix(name, "OTEL_") ||
+			strings.HasPrefix(name, "KEDGE_") && strings.HasSuffix(name, "TOKEN") // secret, and they get what they need in a file
 	})
 }
 

@@ -67,6 +67,14 @@ func TestOperatorsEtcd(t *testing.T) {
 	if _, err := first.Kubectl(cluster.Within(t, minute), "-n", s.NS, "get", "configmap", "kept"); err != nil {
 		t.Error(err)
 	}
+	// The keyring is in the operator's etcd, too: one command changes the key of Secrets on both servers.
+	out, err := first.Exec(cluster.Within(t, minute), cluster.Program, "secrets-encrypt", "rotate-key")
+	if err != nil || !strings.Contains(out, "all Secrets are stored by key2") {
+		t.Errorf("rotate-key: %v\n%s", err, out)
+	}
+	if out, err := second.Exec(cluster.Within(t, minute), cluster.Program, "secrets-encrypt", "status"); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
 }
 
 // startEtcd runs a stock etcd in a machine of its own, and gives the servers what they need to reach it: its certificate, one that it

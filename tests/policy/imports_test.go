@@ -21,7 +21,7 @@ var owners = []struct {
 	{"k8s.io/kubernetes/cmd/kube-scheduler", []string{"pkg/controlplane"}},
 	{"k8s.io/kubernetes/cmd/kubelet", []string{"pkg/node"}},
 	{"k8s.io/kubernetes/cmd/kube-proxy", []string{"pkg/node"}},
-	{"k8s.io/kubernetes/pkg/kubelet", []string{"pkg/node"}},
+	{"k8s.io/kubernetes/pkg/kubelet", []string{"pkg/node", "pkg/check/cis"}},
 	{"k8s.io/kubernetes/pkg/proxy", []string{"pkg/node"}},
 	{"github.com/flannel-io/flannel", []string{"pkg/node"}},
 	{"github.com/containerd/containerd/v2/cmd/containerd", []string{"pkg/node"}},
