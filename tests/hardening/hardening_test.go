@@ -345,7 +345,7 @@ func noSecretsInSight(t *testing.T, c *cluster.Cluster) {
 			t.Fatal(err)
 		}
 		// A pattern that is there shows that the search finds something.
-		out, err := n.Shell(cluster.Within(t, minute), `echo `+agentToken+` > /var/log/control
+		out, err := n.Shell(cluster.Within(t, minute), `cp /etc/kedge/agent-token /var/log/control
 			grep -laF -f /root/patterns /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null
 			grep -rlaF -f /root/patterns /var/log 2>/dev/null; rm /var/log/control`)
 		if err != nil {
