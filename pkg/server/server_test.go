@@ -96,12 +96,12 @@ func TestDatastoreConfig(t *testing.T) {
 	if !d.Own || !slices.Equal(d.Endpoints, []string{"unix://" + s.cfg.RunDir + "/etcd.sock"}) || d.CAFile+d.CertFile+d.KeyFile != "" {
 		t.Errorf("its own member: %+v", d)
 	}
-	if _, err := d.Peer.ClientConfig(); err != nil || d.Peer.Cert != s.pki.CertFile(pki.EtcdPeer) || d.Peer.CA != s.pki.CertFile(pki.EtcdCA) {
+	if _, err := d.Peer.ClientConfig(); err != nil || d.Peer.Cert != s.pki.CertFile(pki.EtcdPeer) || d.Peer.CA != s.pki.TrustFile(pki.EtcdCA) {
 		t.Errorf("peers: %+v, %v", d.Peer, err)
 	}
 	s = ensure(func(c *config.Config) { c.DisableEtcd = true })
 	d = s.datastoreConfig()
-	if !d.Own || !slices.Equal(d.Endpoints, []string{"https://127.0.0.1:2379"}) || d.CAFile != s.pki.CertFile(pki.EtcdCA) ||
+	if !d.Own || !slices.Equal(d.Endpoints, []string{"https://127.0.0.1:2379"}) || d.CAFile != s.pki.TrustFile(pki.EtcdCA) ||
 		d.CertFile != s.pki.CertFile(pki.EtcdPeer) || d.KeyFile != s.pki.KeyFile(pki.EtcdPeer) {
 		t.Errorf("the members of others: %+v", d)
 	}
