@@ -169,7 +169,7 @@ func TestKeyStays(t *testing.T) {
 		}
 		return string(k) + string(p)
 	}
-	if read() != read() {
+	if first := read(); read() != first {
 		t.Error("a second call made another key")
 	}
 	if info, err := os.Stat(key); err != nil || info.Mode().Perm() != 0o600 {

@@ -272,7 +272,7 @@ func TestOpenRC(t *testing.T) {
 	}
 	contains(t, out, "Kedge ended", "contradicts the cluster")
 	shell(t, s, "rc-service kedge stop")
-	if out := shell(t, s, "pgrep -af '/kedge server' || true"); out != "" {
+	if out := shell(t, s, "pgrep -af '^/usr/local/bin/kedge server' || true"); out != "" {
 		t.Errorf("it runs on: %s", out)
 	}
 }
