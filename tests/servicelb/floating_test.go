@@ -5,9 +5,11 @@ package servicelb
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -94,6 +96,38 @@ func TestFloatingAddresses(t *testing.T) {
 		took = silence(t, "an answer of the API at "+vip, answersAPI)
 		t.Logf("%s was stopped: the API answers at %s again after %s", n.Name(), vip, took.Round(10*time.Millisecond))
 		cluster.Do(t, n.Run, c.WaitReady)
+	})
+
+	t.Run("the API gets another address", func(t *testing.T) {
+		second := c.Servers[1]
+		another := strings.TrimSuffix(c.Bed.Gateway(), "1") + "220"
+		cluster.Do(t, second.Stop)
+		second.Flags = append(second.Flags, "--api-vip", another)
+		cluster.Do(t, second.Run, c.WaitReady)
+		silence(t, "an answer of the API at "+another, func(ctx context.Context) error { return ping(ctx, another) })
+		for _, n := range c.Servers {
+			cluster.Eventually(t, another+" to be in the certificate of "+n.Name(), func(ctx context.Context) error {
+				conn, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}).DialContext(ctx, "tcp", n.IP()+":6443")
+				if err != nil {
+					return err
+				}
+				defer conn.Close()
+				return conn.(*tls.Conn).ConnectionState().PeerCertificates[0].VerifyHostname(another)
+			})
+			cluster.Eventually(t, vip+" to be gone from "+n.Name(), func(ctx context.Context) error {
+				has, err := hasAddress(ctx, n.Node, vip)
+				if err == nil && has {
+					err = errors.New("it is there")
+				}
+				return err
+			})
+		}
+		// A server whose own option has not changed does not change it back.
+		cluster.Do(t, c.Servers[0].Stop, c.Servers[0].Run, c.WaitReady)
+		silence(t, "an answer of the API at "+another, func(ctx context.Context) error { return ping(ctx, another) })
+		if err := c.Servers[0].WaitLog(cluster.Within(t, time.Minute), "changed by another server"); err != nil {
+			t.Error(err)
+		}
 	})
 }
 

@@ -86,6 +86,13 @@ func TestIPv6Only(t *testing.T) {
 	}
 	asks := func(ctx context.Context) error { _, _, err := get(ctx, url); return err }
 
+	t.Run("it moves", func(t *testing.T) {
+		n := holder(t, c, floating)
+		cluster.Do(t, n.PowerCut)
+		took := silence(t, "an answer of "+floating, asks)
+		t.Logf("%s lost its power: %s is answered by %s after %s", n.Name(), floating, holder(t, c, floating).Name(), took.Round(10*time.Millisecond))
+		cluster.Do(t, n.Restart, c.WaitReady)
+	})
 	t.Run("no API", func(t *testing.T) {
 		n := holder(t, c, floating)
 		cluster.Do(t, s1.PowerCut)
@@ -100,13 +107,6 @@ func TestIPv6Only(t *testing.T) {
 			t.Errorf("%s has %s after the return of the API, it was %s", now.Name(), floating, n.Name())
 		}
 		answers(t, url)
-	})
-	t.Run("it moves", func(t *testing.T) {
-		n := holder(t, c, floating)
-		cluster.Do(t, n.PowerCut)
-		took := silence(t, "an answer of "+floating, asks)
-		t.Logf("%s lost its power: %s is answered by %s after %s", n.Name(), floating, holder(t, c, floating).Name(), took.Round(10*time.Millisecond))
-		cluster.Do(t, n.Restart, c.WaitReady)
 	})
 	t.Run("no way to the API", func(t *testing.T) {
 		n := holder(t, c, floating)
