@@ -38,6 +38,8 @@ import (
 	machine "github.com/kedge-io/kedge/pkg/agent"
 	"github.com/kedge-io/kedge/pkg/controlplane"
 	"github.com/kedge-io/kedge/pkg/datastore"
+	"github.com/kedge-io/kedge/pkg/helm"
+	"github.com/kedge-io/kedge/pkg/helm/release"
 	"github.com/kedge-io/kedge/pkg/logging"
 	"github.com/kedge-io/kedge/pkg/node"
 	"github.com/kedge-io/kedge/pkg/supervise"
@@ -120,6 +122,8 @@ func runChild(ctx context.Context, name string, args []string) error {
 		return child(ctx, args, func(c node.ContainerdConfig) logging.Config { return c.Logging }, node.RunContainerd)
 	case upgrade.GuardianName:
 		return upgrade.Guard(ctx, args, logging.New(logging.Config{}))
+	case "helm":
+		return helm.Serve(ctx, release.Do)
 	case "node":
 		return child(ctx, args, func(c node.Config) logging.Config { return c.Logging }, node.Run)
 	}

@@ -163,10 +163,11 @@ const (
 	ComponentCoreDNS       = "coredns"        // the cluster DNS
 	ComponentNetworkPolicy = "network-policy" // the controller of NetworkPolicies
 	ComponentServiceLB     = "servicelb"      // addresses for services of type LoadBalancer
+	ComponentHelm          = "helm"           // HelmChart objects
 )
 
 func packaged() []string {
-	return []string{ComponentCoreDNS, ComponentNetworkPolicy, ComponentServiceLB}
+	return []string{ComponentCoreDNS, ComponentHelm, ComponentNetworkPolicy, ComponentServiceLB}
 }
 
 // ProxyMode is how service addresses are programmed into the kernel.

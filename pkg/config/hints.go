@@ -106,20 +106,21 @@ func optionHint(name string) string {
 }
 
 func disableHints() map[string]string {
-	const none = "this version of Kedge has no such component; leave it out (accepted: coredns, network-policy, servicelb)"
+	const none = "this version of Kedge has no such component; leave it out (accepted: coredns, helm, network-policy, servicelb)"
 	return map[string]string{
-		"dns":            "this component is called " + ComponentCoreDNS,
-		"kube-dns":       "this component is called " + ComponentCoreDNS,
-		"join":           "these are the roles and records by which machines join: without them none can; they cannot be left out",
-		"node":           "these are the roles of the nodes: without them no node works; they cannot be left out",
-		"manifests":      "the manifests directory costs nothing while it is empty; leave it out",
-		"kube-proxy":     "use disable-kube-proxy",
-		"flannel":        "use flannel-backend none",
-		"traefik":        none,
-		"local-storage":  none,
-		"metrics-server": none,
-		"runtimes":       none,
-		"ccm":            none,
+		"dns":             "this component is called " + ComponentCoreDNS,
+		"kube-dns":        "this component is called " + ComponentCoreDNS,
+		"helm-controller": "this component is called " + ComponentHelm,
+		"join":            "these are the roles and records by which machines join: without them none can; they cannot be left out",
+		"node":            "these are the roles of the nodes: without them no node works; they cannot be left out",
+		"manifests":       "the manifests directory costs nothing while it is empty; leave it out",
+		"kube-proxy":      "use disable-kube-proxy",
+		"flannel":         "use flannel-backend none",
+		"traefik":         none,
+		"local-storage":   none,
+		"metrics-server":  none,
+		"runtimes":        none,
+		"ccm":             none,
 	}
 }
 

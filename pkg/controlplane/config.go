@@ -49,6 +49,7 @@ type Config struct {
 	NodeName         string         `json:"nodeName"`
 	RunDir           string         `json:"runDir"`
 	ManifestsDir     string         `json:"manifestsDir"` // the operator's
+	ChartsDir        string         `json:"chartsDir"`    // where HelmCharts find charts by a file's name
 	QuerySocket      string         `json:"querySocket"`  // of this machine: see tunnel.KedgePort
 	Datastore        Datastore      `json:"datastore"`
 	BindAddress      netip.Addr     `json:"bindAddress"`

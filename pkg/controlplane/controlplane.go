@@ -236,7 +236,7 @@ func (p *plane) loops(ctx context.Context, clientConfig *rest.Config) error {
 		}
 		return ended(ctx, ComponentControllerManager)
 	})
-	p.runControllers(ctx, group)
+	p.runControllers(ctx, group, clientConfig)
 	err := group.Wait()
 	p.reportLoops(supervise.Waiting, "for the lease "+leaseName)
 	return err

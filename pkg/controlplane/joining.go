@@ -14,9 +14,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/datastore"
+	"github.com/kedge-io/kedge/pkg/helm"
 	"github.com/kedge-io/kedge/pkg/join"
 	"github.com/kedge-io/kedge/pkg/join/authority"
 	"github.com/kedge-io/kedge/pkg/servicelb"
@@ -89,7 +91,7 @@ func (p *plane) joinAPI() http.Handler {
 }
 
 // runControllers starts Kedge's own controllers, which run where the leadership is.
-func (p *plane) runControllers(ctx context.Context, group *errgroup.Group) {
+func (p *plane) runControllers(ctx context.Context, group *errgroup.Group, clientConfig *rest.Config) {
 	approver := authority.NewApprover(authority.ApproverConfig{
 		Client:        p.client,
 		Networks:      slices.Concat(p.cfg.Cluster.ClusterCIDR, p.cfg.Cluster.ServiceCIDR),
@@ -104,6 +106,11 @@ func (p *plane) runControllers(ctx context.Context, group *errgroup.Group) {
 		nodes := authority.NewNodeController(p.client, p.members, p.log)
 		group.Go(func() error { return nodes.Run(ctx) })
 		group.Go(func() error { p.members.Tend(ctx, p.log.With("component", datastore.Component)); return nil })
+	}
+	if !slices.Contains(p.cfg.Cluster.Disable, config.ComponentHelm) {
+		charts := helm.NewController(helm.ControllerConfig{Client: p.client, REST: clientConfig, Kubeconfig: p.cfg.Files.Kubeconfig,
+			ChartsDir: p.cfg.ChartsDir, RunDir: p.cfg.RunDir, Log: p.log})
+		group.Go(func() error { return charts.Run(ctx) })
 	}
 	if !slices.Contains(p.cfg.Cluster.Disable, config.ComponentServiceLB) {
 		lb := servicelb.NewController(servicelb.ControllerConfig{

@@ -101,10 +101,14 @@ func (p *plane) applyAll(ctx context.Context, client dynamic.Interface) error {
 		}
 		all = append(all, objects...)
 	}
-	// Rules first, nodes wait for them; and on a cluster's first start the namespaces are not there yet.
-	slices.SortStableFunc(all, func(a, b *unstructured.Unstructured) int {
-		return cmp.Compare(len(a.GetNamespace()), len(b.GetNamespace()))
-	})
+	// Rules first, nodes wait for them; and on a cluster's first start the namespaces are not there yet. For new kinds nobody waits.
+	rank := func(o *unstructured.Unstructured) int {
+		if o.GetKind() == "CustomResourceDefinition" {
+			return 2
+		}
+		return min(len(o.GetNamespace()), 1)
+	}
+	slices.SortStableFunc(all, func(a, b *unstructured.Unstructured) int { return cmp.Compare(rank(a), rank(b)) })
 	var errs []error
 	for _, o := range all {
 		gvr, _ := meta.UnsafeGuessKindToResource(o.GroupVersionKind())

@@ -221,6 +221,9 @@ func (a *applier) prepare(w *work) {
 			w.unclear = true
 			continue
 		}
+		if a.translate(d.object) {
+			w.result.Remarks = append(w.result.Remarks, fmt.Sprintf("%s: taken as %s", refer(d.object), chartVersion))
+		}
 		if err := a.locate(d); err != nil {
 			d.err = err
 			w.again = true
@@ -262,6 +265,25 @@ func waiting(o *unstructured.Unstructured, err error) error {
 	gvk := o.GroupVersionKind()
 	return fmt.Errorf("the cluster has no kind %s in %s: it is applied when there is one; what brings it, an operator or a CustomResourceDefinition, is missing or not ready, or the name is mistyped",
 		gvk.Kind, gvk.GroupVersion())
+}
+
+// k3s's HelmCharts, and those that Kedge has.
+const (
+	foreignCharts = "helm.cattle.io"
+	chartVersion  = "helm.kedge.io/v1"
+)
+
+// translate makes a HelmChart of k3s one of Kedge's, which has the same fields, unless the cluster has that kind itself.
+func (a *applier) translate(o *unstructured.Unstructured) bool {
+	gvk := o.GroupVersionKind()
+	if gvk.Group != foreignCharts || gvk.Kind != "HelmChart" {
+		return false
+	}
+	if _, err := a.mapping(gvk); !meta.IsNoMatchError(err) {
+		return false
+	}
+	o.SetAPIVersion(chartVersion)
+	return true
 }
 
 // locate finds the resource of an object, and gives it the namespace that it is going to have.

@@ -318,6 +318,7 @@ func (s *server) controlPlaneConfig() controlplane.Config {
 		NodeName:              c.NodeName,
 		RunDir:                c.RunDir,
 		ManifestsDir:          deploy.Dir(c.DataDir),
+		ChartsDir:             filepath.Join(c.DataDir, "charts"),
 		QuerySocket:           agent.QuerySocket(c.RunDir),
 		Egress:                c.EgressMode,
 		BindAddress:           c.BindAddress,

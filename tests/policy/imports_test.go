@@ -26,6 +26,7 @@ var owners = []struct {
 	{"github.com/flannel-io/flannel", []string{"pkg/node"}},
 	{"github.com/containerd/containerd/v2/cmd/containerd", []string{"pkg/node"}},
 	{"github.com/containerd/containerd/v2/cmd/ctr", []string{"cmd/tools"}},
+	{"helm.sh/helm", []string{"pkg/helm/release"}},
 	{"k8s.io/kubectl", []string{"cmd/tools", "pkg/drain"}},
 	{"github.com/coredns", []string{"pkg/dns"}},
 	{"github.com/miekg/dns", []string{"pkg/dns", "pkg/check", "tests"}},
