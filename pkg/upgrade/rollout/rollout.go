@@ -50,6 +50,7 @@ type rollout struct {
 	client  kubernetes.Interface
 	record  *record
 	targets map[string]*Target
+	last    *State // of an upgrade before; nil: none
 }
 
 // Run upgrades a cluster: servers one after the other, then agents. It stops at the first failure; run again, it goes on with those that
@@ -64,6 +65,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	r.last = last
 	if err := r.free(last); err != nil {
 		return err
 	}
@@ -185,6 +187,10 @@ func (r *rollout) check(ctx context.Context, nodes []Node) error {
 		}
 		r.targets[n.Name] = t
 		st, err := t.Status(ctx)
+		if err != nil && r.wasUnderWay(n.Name) {
+			r.Say(n.Name, "does not answer, as it was being upgraded: waiting for it")
+			st, err = t.statusSoon(ctx)
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s does not answer: %w; mend it, or leave it out: --skip %s", n.Name, err, n.Name))
 			continue
@@ -193,6 +199,11 @@ func (r *rollout) check(ctx context.Context, nodes []Node) error {
 		if st.Version == r.Version && st.Pending == nil {
 			n.Phase, n.Text = Done, "has it already"
 			r.Say(n.Name, "has "+r.Version+" already")
+			continue
+		}
+		if p := st.Pending; p != nil && p.To == r.Version {
+			n.From = p.From
+			r.Say(n.Name, "is being upgraded already")
 			continue
 		}
 		source, ok := r.Sources[st.Arch]
@@ -206,6 +217,11 @@ func (r *rollout) check(ctx context.Context, nodes []Node) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// wasUnderWay says whether the last upgrade was at work on a node when it ended.
+func (r *rollout) wasUnderWay(name string) bool {
+	return r.last != nil && slices.ContainsFunc(r.last.Nodes, func(n Node) bool { return n.Name == name && n.Phase == Running })
 }
 
 // all goes through the plan.
@@ -312,16 +328,17 @@ func (r *rollout) upgrade(ctx context.Context, n Node, say func(string)) error {
 	if err != nil {
 		return err
 	}
-	if st.Pending == nil { // else somebody began it, and has gone
-		if err := r.begin(ctx, t, st, say); err != nil {
-			return err
-		}
-		if st, err = t.statusOfPending(ctx); err != nil {
+	id, timeout := "", r.Timeout
+	switch {
+	case st.Pending != nil: // somebody began it, and has gone
+		id, timeout = st.Pending.ID, st.Pending.Timeout
+	case st.Version != r.Version:
+		if id, err = r.begin(ctx, t, st, say); err != nil {
 			return err
 		}
 	}
-	if st.Pending != nil {
-		if _, err := t.Watch(ctx, st.Pending.ID, st.Pending.Timeout, say); err != nil {
+	if id != "" {
+		if _, err := t.Watch(ctx, id, timeout, say); err != nil {
 			return err
 		}
 	}
@@ -335,8 +352,8 @@ func (r *rollout) upgrade(ctx context.Context, n Node, say func(string)) error {
 	return nil
 }
 
-// statusOfPending waits for an answer that tells of an upgrade under way, or of its end.
-func (t *Target) statusOfPending(ctx context.Context) (*agent.UpgradeStatus, error) {
+// statusSoon waits for an answer of a machine that starts again.
+func (t *Target) statusSoon(ctx context.Context) (*agent.UpgradeStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, afterTimeout)
 	defer cancel()
 	for {
@@ -353,28 +370,27 @@ func (t *Target) statusOfPending(ctx context.Context) (*agent.UpgradeStatus, err
 }
 
 // begin hands the release over and has the machine start again with it.
-func (r *rollout) begin(ctx context.Context, t *Target, st *agent.UpgradeStatus, say func(string)) error {
+func (r *rollout) begin(ctx context.Context, t *Target, st *agent.UpgradeStatus, say func(string)) (id string, err error) {
 	source := r.Sources[st.Arch]
 	src, size, err := source.Open()
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer src.Close()
 	say("sending the release")
 	rel, err := t.Send(ctx, src, size, Steps(func(text string) { say("sending: " + text) }))
 	if err != nil {
-		return err
+		return "", err
 	}
 	if rel.SHA256 != source.SHA256 {
-		return fmt.Errorf("it got another program (%s) than was sent (%s)", rel.SHA256, source.SHA256)
+		return "", fmt.Errorf("it got another program (%s) than was sent (%s)", rel.SHA256, source.SHA256)
 	}
 	if r.Drain {
 		if err := r.cordon(ctx, t.Name, say); err != nil {
-			return err
+			return "", err
 		}
 	}
-	_, err = t.Ask(ctx, agent.UpgradeRequest{Force: r.Force, Timeout: r.Timeout, SHA256: rel.SHA256}, say)
-	return err
+	return t.Ask(ctx, agent.UpgradeRequest{Force: r.Force, Timeout: r.Timeout, SHA256: rel.SHA256}, say)
 }
 
 // cordon drains a node, and remembers that it was this that cordoned it.
