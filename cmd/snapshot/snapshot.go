@@ -83,19 +83,23 @@ func interspersed(c *cli.Context) (args []string, err error) {
 	return args, err
 }
 
-// settings are those of the server that runs here, or of the configuration that it would start with.
+// settings are those of the server that runs here, or ran last, with what is given on the command line; or those of the configuration that
+// it would start with.
 func settings(c *cli.Context) (snapshot.Settings, error) {
 	runDir := c.String("run-dir")
 	if runDir == "" {
 		runDir = config.DefaultRunDir
 	}
-	given := slices.ContainsFunc(ownOptions(), func(name string) bool { return name != "run-dir" && c.IsSet(name) })
-	if !given {
-		if s, err := snapshot.Announced(runDir); err != nil {
+	var known *snapshot.Settings
+	if !c.IsSet("config") && !c.IsSet("data-dir") {
+		var err error
+		if known, err = snapshot.Announced(runDir); err != nil {
 			return snapshot.Settings{}, err
-		} else if s != nil {
-			return *s, nil
 		}
+	}
+	given := slices.DeleteFunc(ownOptions(), func(name string) bool { return !c.IsSet(name) })
+	if known != nil && !slices.ContainsFunc(given, func(name string) bool { return name != "run-dir" }) {
+		return *known, nil
 	}
 	// The same options as those of kedge server, of which only some can be given here.
 	set := flag.NewFlagSet("server", flag.ContinueOnError)
@@ -104,21 +108,51 @@ func settings(c *cli.Context) (snapshot.Settings, error) {
 			return snapshot.Settings{}, err
 		}
 	}
-	for _, name := range ownOptions() {
-		if c.IsSet(name) {
-			if err := set.Set(name, fmt.Sprint(c.Value(name))); err != nil {
-				return snapshot.Settings{}, err
-			}
+	for _, name := range given {
+		if err := set.Set(name, fmt.Sprint(c.Value(name))); err != nil {
+			return snapshot.Settings{}, err
 		}
 	}
 	cfg, err := config.Load(cli.NewContext(c.App, set, nil), config.RoleServer)
 	if err != nil {
 		return snapshot.Settings{}, err
 	}
+	if known != nil {
+		overlay(&known.Snapshots, cfg.Snapshots(), given)
+		return *known, nil
+	}
 	if _, err := agent.Recall(cfg); err != nil {
 		return snapshot.Settings{}, err
 	}
 	return server.SnapshotSettings(cfg), nil
+}
+
+// overlay takes over what was given.
+func overlay(s *config.Snapshot, from config.Snapshot, given []string) {
+	for _, name := range given {
+		switch name {
+		case "snapshot-dir":
+			s.Dir = from.Dir
+		case "snapshot-retention":
+			s.Retention = from.Retention
+		case "snapshot-compress":
+			s.Compress = from.Compress
+		case "snapshot-s3-endpoint":
+			s.S3.Endpoint = from.S3.Endpoint
+		case "snapshot-s3-bucket":
+			s.S3.Bucket = from.S3.Bucket
+		case "snapshot-s3-folder":
+			s.S3.Folder = from.S3.Folder
+		case "snapshot-s3-region":
+			s.S3.Region = from.S3.Region
+		case "snapshot-s3-credentials":
+			s.S3.CredentialsFile = from.S3.CredentialsFile
+		case "snapshot-s3-cafile":
+			s.S3.CAFile = from.S3.CAFile
+		case "snapshot-s3-path-style":
+			s.S3.PathStyle = from.S3.PathStyle
+		}
+	}
 }
 
 func logger() *slog.Logger {
@@ -341,11 +375,13 @@ func restore() *cli.Command {
 			if o.RecoveryKey, err = readKey(c.String("recovery-key")); err != nil {
 				return err
 			}
-			unlock, err := agent.Lock(s.RunDir)
-			if err != nil {
-				return err
+			if !o.DryRun {
+				unlock, err := agent.Lock(s.RunDir)
+				if err != nil {
+					return err
+				}
+				defer unlock()
 			}
-			defer unlock()
 			r, err := snapshot.Restore(c.Context, s, o, logger())
 			if err != nil {
 				return err

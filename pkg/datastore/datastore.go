@@ -70,6 +70,9 @@ func run(ctx context.Context, cfg Config, report report, log *slog.Logger) error
 	}
 	m := &member{cfg: cfg, peers: newPeerClient(tls), report: report, log: log}
 	m.joining = !cfg.Bootstrap && !initialized(ec)
+	if gone := m.checkFormer(ctx); gone != nil {
+		return m.removed(gone)
+	}
 	if err := m.start(ctx, ec); err != nil || m.etcd == nil {
 		return err
 	}

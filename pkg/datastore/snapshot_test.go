@@ -90,6 +90,14 @@ func TestSnapshot(t *testing.T) {
 	}
 	m2.stop()
 	m3.stop()
+	// Both are a majority of the former cluster. They are started at the same moment, and neither takes part in it.
+	m2, m3 = c.start(m2.cfg), c.start(m3.cfg)
+	for _, m := range []*proc{m2, m3} {
+		expect(t, m.ended(), ErrRemoved, "form cluster "+now.ClusterID+" now")
+	}
+	if n := len(c.list(c.members(m1))); n != 1 {
+		t.Errorf("%d members", n)
+	}
 }
 
 // TestDamagedCopy: what is not as etcd wrote it is refused before it is opened.

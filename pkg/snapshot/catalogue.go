@@ -91,7 +91,9 @@ func readEntry(path string) Entry {
 }
 
 func sortEntries(list []Entry) {
-	slices.SortFunc(list, func(a, b Entry) int { return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.Name, b.Name)) })
+	slices.SortFunc(list, func(a, b Entry) int {
+		return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(b.Data.Revision, a.Data.Revision), cmp.Compare(a.Name, b.Name))
+	})
 }
 
 // Open opens the file.
@@ -129,7 +131,7 @@ type Pruned struct {
 
 // Prune removes the scheduled snapshots of a cluster beyond the newest keep that are intact: each is read to its end before it counts, so
 // that a broken one never displaces a good one. Snapshots of other clusters, and those that somebody asked for, stay.
-func Prune(ctx context.Context, s Store, cluster string, keep int, dryRun bool) (*Pruned, error) {
+func Prune(ctx context.Context, s Store, cluster Identity, keep int, dryRun bool) (*Pruned, error) {
 	list, err := s.List(ctx)
 	if err != nil {
 		return nil, err
@@ -137,7 +139,7 @@ func Prune(ctx context.Context, s Store, cluster string, keep int, dryRun bool) 
 	p := &Pruned{}
 	good := 0
 	for _, e := range list {
-		mine := e.Problem == "" && e.Cluster == cluster && e.Trigger == Scheduled
+		mine := e.Problem == "" && e.Of(cluster) && e.Trigger == Scheduled
 		// What cannot be read is only known by its name.
 		mine = mine || e.Problem != "" && strings.HasPrefix(e.Name, string(Scheduled)+"-")
 		if !mine {

@@ -31,7 +31,7 @@ func openRing(s Settings) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	secret, err := pki.KeyringSecret(filepath.Join(s.PKIDir, string(pki.Keyring)+".key"))
+	secret, err := pki.KeyringSecret(filepath.Join(s.PKIDir, keyringFile))
 	if err != nil {
 		client.Close()
 		return nil, err

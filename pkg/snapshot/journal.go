@@ -21,12 +21,11 @@ import (
 // journal says what is to be done after the point of no return. It is a file in the data directory; while it is there in phaseSwap, the
 // directories may be in the middle of being exchanged, and Resume goes on.
 type journal struct {
-	Snapshot string    `json:"snapshot"`
-	Time     time.Time `json:"time"`
-	Phase    string    `json:"phase"`
-	EtcdDir  string    `json:"etcdDir"`
-	PKIDir   string    `json:"pkiDir"`
-	Cluster  string    `json:"cluster"` // its CA hash
+	Snapshot string `json:"snapshot"`
+	Stamp    string `json:"stamp"` // in the names of what is moved aside
+	Phase    string `json:"phase"`
+	EtcdDir  string `json:"etcdDir"`
+	PKIDir   string `json:"pkiDir"`
 	// Membership goes to cluster.json.
 	Membership json.RawMessage `json:"membership"`
 	Pending    Pending         `json:"pending"`
@@ -47,8 +46,14 @@ func journalFile(dataDir string) string { return filepath.Join(dataDir, "restore
 
 func newJournal(s Settings, m *Metadata, o RestoreOptions) (*journal, error) {
 	known, err := json.MarshalIndent(membership{Cluster: m.Settings, Joined: true}, "", "  ")
-	return &journal{Membership: known, Snapshot: m.Name, Time: time.Now().UTC(), Phase: phaseSwap, EtcdDir: filepath.Clean(s.EtcdDir), PKIDir: filepath.Clean(s.PKIDir), Cluster: m.Cluster,
-		Pending: Pending{Forget: o.Forget, ForgetOthers: o.ForgetOthers}}, err
+	j := &journal{Membership: known, Snapshot: m.Name, Phase: phaseSwap, EtcdDir: filepath.Clean(s.EtcdDir), PKIDir: filepath.Clean(s.PKIDir),
+		Pending: Pending{Forget: o.Forget, ForgetOthers: o.ForgetOthers}}
+	now := time.Now().UTC().Format("20060102T150405Z")
+	j.Stamp = now
+	for n := 2; exists(j.formerData()) || exists(j.formerKeys()); n++ {
+		j.Stamp = fmt.Sprintf("%s-%d", now, n)
+	}
+	return j, err
 }
 
 // membership is what agent.Recall reads: that this machine is part of the cluster, and what all nodes agree on.
@@ -57,11 +62,10 @@ type membership struct {
 	Joined  bool           `json:"joined"` // without its data it must not make a cluster of its own
 }
 
-func (j *journal) stamp() string      { return ".stale-" + j.Time.Format("20060102T150405Z") }
 func (j *journal) newData() string    { return j.EtcdDir + ".restore" }
 func (j *journal) newKeys() string    { return j.PKIDir + ".restore" }
-func (j *journal) formerData() string { return j.EtcdDir + j.stamp() }
-func (j *journal) formerKeys() string { return j.PKIDir + j.stamp() }
+func (j *journal) formerData() string { return j.EtcdDir + ".stale-" + j.Stamp }
+func (j *journal) formerKeys() string { return j.PKIDir + ".stale-" + j.Stamp }
 func (j *journal) copyFile() string   { return j.EtcdDir + ".restore.db" + temporary }
 
 // leftovers are what a restore that did not come to its point of no return may have left.

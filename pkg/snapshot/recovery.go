@@ -170,6 +170,16 @@ func localCluster(pkiDir string) (string, error) {
 	return pki.HashOfCA(cert)
 }
 
+// localIdentity is that of the cluster that a PKI directory belongs to.
+func localIdentity(pkiDir string) (Identity, error) {
+	ca, err := localCluster(pkiDir)
+	if err != nil {
+		return Identity{}, err
+	}
+	files, err := readKeys(pkiDir)
+	return Identity{Ring: digests(files)[keyringFile], CA: ca}, err
+}
+
 // readKeys reads the keys that all servers of the cluster share.
 func readKeys(pkiDir string) (map[string][]byte, error) {
 	files := map[string][]byte{}

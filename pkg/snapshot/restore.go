@@ -63,6 +63,9 @@ var ErrOthers = errors.New("other servers of the cluster are running")
 // disk, nothing of what was there is touched; then one file is written that says what is to be done (see Resume), and from then on
 // it is done to its end, by the next start of Kedge if need be. Nothing is deleted: former data and keys are moved aside.
 func Restore(ctx context.Context, s Settings, o RestoreOptions, log *slog.Logger) (*Restored, error) {
+	if !s.Member {
+		return nil, errors.New("this server has no datastore member (disable-etcd, or a datastore of your own): restore on one that has")
+	}
 	if s.ElsewhereWAL != "" {
 		return nil, fmt.Errorf("the restore does not know of a write-ahead log elsewhere (%s): remove the etcd-arg wal-dir first", s.ElsewhereWAL)
 	}
@@ -84,10 +87,14 @@ func Restore(ctx context.Context, s Settings, o RestoreOptions, log *slog.Logger
 	o.Say(fmt.Sprintf("snapshot %s of %s, taken on server %s by Kedge %s: revision %d, %d entries, %d KiB", m.Name, m.Created.Local().Format(time.RFC3339),
 		m.Node, m.Version, m.Data.Revision, m.Data.Keys, m.Data.Size>>10))
 	r := &Restored{Snapshot: *m, Others: othersOf(m, s.Node)}
-	if err := s.mayRestore(ctx, m, o); err != nil {
+	err = s.mayRestore(ctx, m, o)
+	if err != nil && !o.DryRun {
 		return nil, err
 	}
 	if o.DryRun {
+		if err != nil {
+			o.Say("at this moment it would be refused: " + err.Error())
+		}
 		_, sealed, err := src.read(ctx, io.Discard)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", src.location, err)
@@ -185,9 +192,9 @@ func (s Settings) prepare(ctx context.Context, src *source, m *Metadata, o Resto
 
 // mayRestore refuses what would make two clusters, or end another one.
 func (s Settings) mayRestore(ctx context.Context, m *Metadata, o RestoreOptions) error {
-	if here, err := localCluster(s.PKIDir); err == nil && here != m.Cluster && exists(s.EtcdDir) && !o.Force {
+	if here, err := localIdentity(s.PKIDir); err == nil && !m.Of(here) && exists(s.EtcdDir) && !o.Force {
 		return fmt.Errorf("this machine is part of another cluster (CA hash sha256:%s) than the snapshot (sha256:%s): with --force its data and keys are moved aside, "+
-			"and it takes the snapshot's", here, m.Cluster)
+			"and it takes the snapshot's", here.CA, m.Cluster)
 	}
 	members, err := datastore.LocalMembers(s.EtcdDir)
 	if err != nil && !o.Force {
@@ -197,7 +204,7 @@ func (s Settings) mayRestore(ctx context.Context, m *Metadata, o RestoreOptions)
 	if len(alive) == 0 || o.Force {
 		return nil
 	}
-	return fmt.Errorf("%w: %s answers; if they are a majority, start Kedge here without a restore: nothing is lost; "+
+	return fmt.Errorf("%w, or something is at their addresses: %s; if they are a majority, start Kedge here without a restore: nothing is lost; "+
 		"otherwise stop Kedge on them first (after the restore, start them as usual), or use --force if those addresses are somebody else's now",
 		ErrOthers, strings.Join(alive, ", "))
 }
@@ -256,6 +263,8 @@ func othersOf(m *Metadata, self string) []string {
 	return names
 }
 
+const keyringFile = string(pki.Keyring) + ".key"
+
 // chooseKeys decides which keys the restored server has: those on its disk, then the result is nil, or the snapshot's.
 func (s Settings) chooseKeys(m *Metadata, sealed []byte, o RestoreOptions, r *Restored) (map[string][]byte, error) {
 	files, err := readKeys(s.PKIDir)
@@ -265,15 +274,20 @@ func (s Settings) chooseKeys(m *Metadata, sealed []byte, o RestoreOptions, r *Re
 	here := digests(files)
 	var differ []string
 	for _, name := range slices.Sorted(maps.Keys(m.Keys)) {
+		// The keys of Secrets change during a cluster's life. The state of that moment is in the keyring, which is part of the datastore: the
+		// server writes this file by it before its API server reads it.
+		if name == string(pki.Encryption)+".yaml" && here[name] != "" && here[keyringFile] == m.Keys[keyringFile] {
+			continue
+		}
 		if here[name] != m.Keys[name] {
 			differ = append(differ, name)
 		}
 	}
-	switch cluster, err := localCluster(s.PKIDir); {
+	switch cluster, err := localIdentity(s.PKIDir); {
 	case len(differ) == 0:
 		r.Keys = "this server has them, in " + s.PKIDir
 		return nil, nil
-	case o.KeepKeys && err == nil && cluster == m.Cluster:
+	case o.KeepKeys && err == nil && m.Of(cluster):
 		r.Keys = "those of this server are kept, although others were in use when the snapshot was taken: " + strings.Join(differ, ", ")
 		return nil, nil
 	case sealed == nil:
@@ -281,7 +295,7 @@ func (s Settings) chooseKeys(m *Metadata, sealed []byte, o RestoreOptions, r *Re
 			"or restore on a server of the cluster", strings.Join(differ, ", "), s.PKIDir)
 	case o.RecoveryKey == "":
 		hint := ""
-		if err == nil && cluster == m.Cluster {
+		if err == nil && m.Of(cluster) {
 			hint = "; --keep-keys uses those of this server, and what was encrypted with others cannot be read then"
 		}
 		return nil, fmt.Errorf("%w: this machine does not have these keys of the cluster: %s. They are in the snapshot, encrypted: give --recovery-key FILE%s",

@@ -100,7 +100,7 @@ func staggerOf(node string) float64 {
 
 // last is when this server took its last scheduled snapshot of its cluster.
 func (s Settings) last(ctx context.Context) (time.Time, error) {
-	cluster, err := localCluster(s.PKIDir)
+	cluster, err := localIdentity(s.PKIDir)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -109,7 +109,7 @@ func (s Settings) last(ctx context.Context) (time.Time, error) {
 		return time.Time{}, err
 	}
 	for _, e := range list {
-		if e.Problem == "" && e.Trigger == Scheduled && e.Cluster == cluster {
+		if e.Problem == "" && e.Trigger == Scheduled && e.Of(cluster) {
 			return e.Created, nil
 		}
 	}

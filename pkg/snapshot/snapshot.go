@@ -43,7 +43,7 @@ type Metadata struct {
 	Trigger Trigger   `json:"trigger"`
 	Node    string    `json:"node"`    // the server that took it
 	Version string    `json:"version"` // of Kedge
-	// Cluster is the hash of the cluster's CA, by which join tokens know it; it is what tells clusters apart here.
+	// Cluster is the hash of the cluster's CA, by which join tokens know it.
 	Cluster  string         `json:"cluster"`
 	Settings config.Cluster `json:"settings"` // what all nodes of the cluster agree on
 	Data     datastore.Copy `json:"data"`
@@ -53,6 +53,17 @@ type Metadata struct {
 	// Recipients can decrypt the keys that the snapshot has; none: it has no keys.
 	Recipients []string `json:"recipients,omitempty"`
 }
+
+// Identity is what a cluster is known by here: the secret of its keyring, by its digest, which stays the same when CAs are rotated; or
+// the hash of its CA.
+type Identity struct{ Ring, CA string }
+
+// Of says whether a snapshot is of a cluster.
+func (m *Metadata) Of(id Identity) bool {
+	return m.Cluster == id.CA || id.Ring != "" && m.Keys[keyringFile] == id.Ring
+}
+
+func (m *Metadata) identity() Identity { return Identity{Ring: m.Keys[keyringFile], CA: m.Cluster} }
 
 // HasKeys says whether the snapshot is enough for a restore on new hardware.
 func (m *Metadata) HasKeys() bool { return len(m.Recipients) > 0 }

@@ -130,9 +130,14 @@ func TestPrune(t *testing.T) {
 	for hour := range 8 {
 		node := "s1"
 		if hour < 4 {
-			node = "old-name" // the node has been renamed since
+			node = "old-name" // the node has been renamed since, and the CAs rotated
 		}
-		put(t, dir, fmt.Sprintf("scheduled-%s-%d", node, hour), at(hour))
+		put(t, dir, fmt.Sprintf("scheduled-%s-%d", node, hour), func(m *Metadata) {
+			at(hour)(m)
+			if hour < 4 {
+				m.Cluster, m.Keys = "c0", map[string]string{keyringFile: "r1"}
+			}
+		})
 	}
 	put(t, dir, "before-the-change", func(m *Metadata) { at(0)(m); m.Trigger = Manual })
 	put(t, dir, "scheduled-elsewhere", func(m *Metadata) { at(0)(m); m.Cluster = "c2" })
@@ -144,11 +149,11 @@ func TestPrune(t *testing.T) {
 	if err := os.WriteFile(dir.Path("scheduled-s1-6"), []byte("nothing"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	dry, err := Prune(t.Context(), dir, "c1", 3, true)
+	dry, err := Prune(t.Context(), dir, Identity{Ring: "r1", CA: "c1"}, 3, true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := Prune(t.Context(), dir, "c1", 3, false)
+	p, err := Prune(t.Context(), dir, Identity{Ring: "r1", CA: "c1"}, 3, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -221,7 +226,7 @@ func TestResume(t *testing.T) {
 		for _, former := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, former data %t", step, former), func(t *testing.T) {
 				dir := t.TempDir()
-				j := &journal{Snapshot: "x", Time: time.Unix(0, 0).UTC(), Phase: phaseSwap, EtcdDir: filepath.Join(dir, "etcd"), PKIDir: filepath.Join(dir, "pki"), Membership: json.RawMessage(`{}`)}
+				j := &journal{Snapshot: "x", Stamp: "19700101T000000Z", Phase: phaseSwap, EtcdDir: filepath.Join(dir, "etcd"), PKIDir: filepath.Join(dir, "pki"), Membership: json.RawMessage(`{}`)}
 				write(filepath.Join(j.newData(), "x"), "new")
 				write(filepath.Join(j.newKeys(), "x"), "new")
 				if former {

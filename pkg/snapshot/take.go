@@ -39,7 +39,7 @@ func Take(ctx context.Context, s Settings, o SaveOptions, log *slog.Logger) (*Ta
 	}
 	if t.Trigger == Scheduled {
 		for _, store := range stores {
-			p, err := Prune(ctx, store, t.Cluster, s.Snapshots.Retention, false)
+			p, err := Prune(ctx, store, t.identity(), s.Snapshots.Retention, false)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("older snapshots in %s: %w", store, err))
 			}
@@ -72,7 +72,7 @@ func (s Settings) copy(ctx context.Context, t *Taken) (*Bucket, error) {
 			return nil, err
 		}
 		for _, e := range list {
-			if age := t.Created.Sub(e.Created); e.Problem == "" && e.Trigger == Scheduled && e.Cluster == t.Cluster && e.Node != s.Node && age.Abs() < s.gap(time.Now())/2 {
+			if age := t.Created.Sub(e.Created); e.Problem == "" && e.Trigger == Scheduled && e.Of(t.identity()) && e.Node != s.Node && age.Abs() < s.gap(time.Now())/2 {
 				t.Copied = e.Location
 				return b, nil
 			}
@@ -100,8 +100,8 @@ func (s Settings) Stores() ([]Store, error) {
 	return append(stores, b), nil
 }
 
-// ThisCluster is the hash of the CA of this machine's cluster, by which its snapshots are told from those of others.
-func (s Settings) ThisCluster() (string, error) { return localCluster(s.PKIDir) }
+// ThisCluster is what the snapshots of this machine's cluster are told by from those of others.
+func (s Settings) ThisCluster() (Identity, error) { return localIdentity(s.PKIDir) }
 
 // Find opens a snapshot by what an operator calls it, see RestoreOptions.Source, and reads it: to its end if whole, otherwise what it says
 // of itself.
