@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/dbus"
@@ -38,6 +39,7 @@ func (m *Machine) makePodsUnit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	program = strings.TrimSuffix(program, ".next") // under trial after an upgrade: it will be called as the one before
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	conn, err := systemd.NewSystemdConnectionContext(ctx)

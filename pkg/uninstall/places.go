@@ -155,7 +155,7 @@ func (p Places) files(keepData bool) ([]string, error) {
 	add(programLinks()...)
 	temp, _ := filepath.Glob(filepath.Join(filepath.Dir(Program), ".kedge*"))
 	add(temp...)
-	add(Program + ".previous")
+	add(Program+".next", Program+".previous")                               // of an upgrade
 	if mounted, err := tree.IsMountPoint(Program); !mounted || err != nil { // otherwise it is part of an image, or the like
 		add(Program)
 	}
