@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/kedge-io/kedge/pkg/embed"
 	"github.com/kedge-io/kedge/pkg/node"
@@ -42,7 +43,7 @@ func (u *run) cleanNetwork(ctx context.Context) (err error) {
 	if len(found) == 0 {
 		return nil
 	}
-	dir, err := os.MkdirTemp("/var/tmp", "kedge-uninstall-")
+	dir, err := os.MkdirTemp(filepath.Dir(stagingDirs), filepath.Base(stagingDirs))
 	if err != nil {
 		return err
 	}

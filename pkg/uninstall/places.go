@@ -29,11 +29,13 @@ const (
 	cniResults = "/var/lib/cni/results" // libcni's, NETWORK-CONTAINER-INTERFACE
 	shimDir    = "/run/containerd/s"    // sockets of shims, of every containerd of the machine
 	runcDir    = "/run/containerd/runc" // NAMESPACE/CONTAINER, of runc
-	nriSocket  = "/run/nri/nri.sock"
-	kubeletLog = "/var/log/pods"       // the kubelet's
-	logLinks   = "/var/log/containers" // links to them
-	logindConf = "/etc/systemd/logind.conf.d/99-kubelet.conf"
-	cniNetwork = "kedge" // the name in Kedge's CNI configuration
+	// stagingDirs begins the names of directories for the programs that a run needs.
+	stagingDirs = "/var/tmp/kedge-uninstall-"
+	nriSocket   = "/run/nri/nri.sock"
+	kubeletLog  = "/var/log/pods"       // the kubelet's
+	logLinks    = "/var/log/containers" // links to them
+	logindConf  = "/etc/systemd/logind.conf.d/99-kubelet.conf"
+	cniNetwork  = "kedge" // the name in Kedge's CNI configuration
 )
 
 // Places are those of an installation.
@@ -153,8 +155,10 @@ func (p Places) files(keepData bool) ([]string, error) {
 	logs, _ := filepath.Glob("/var/log/kedge.log*")
 	add(logs...)
 	add(programLinks()...)
-	temp, _ := filepath.Glob(filepath.Join(filepath.Dir(Program), ".kedge*"))
-	add(temp...)
+	for _, pattern := range []string{filepath.Join(filepath.Dir(Program), ".kedge*"), stagingDirs + "*"} { // of what was interrupted
+		temp, _ := filepath.Glob(pattern)
+		add(temp...)
+	}
 	add(Program+".next", Program+".previous")                               // of an upgrade
 	if mounted, err := tree.IsMountPoint(Program); !mounted || err != nil { // otherwise it is part of an image, or the like
 		add(Program)
