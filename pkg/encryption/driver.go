@@ -141,8 +141,12 @@ type Server struct {
 	Old     bool // it answers, and does not know the question
 }
 
-// Servers asks all servers with an API.
+// Servers asks all servers with an API. It waits for a cluster that has just started, and for an API that is away for a moment.
 func (d *Driver) Servers(ctx context.Context) ([]Server, error) {
+	return retry(ctx, d.Say, func() ([]Server, error) { return d.servers(ctx) })
+}
+
+func (d *Driver) servers(ctx context.Context) ([]Server, error) {
 	registry, err := authority.ListServers(ctx, d.client)
 	if err != nil {
 		return nil, err
@@ -154,7 +158,7 @@ func (d *Driver) Servers(ctx context.Context) ([]Server, error) {
 		}
 	}
 	if len(list) == 0 {
-		return nil, errors.New("no server has registered itself yet: the cluster has just started, try again")
+		return nil, errors.New("no server has registered itself yet, the cluster has just started")
 	}
 	var wg sync.WaitGroup
 	for i := range list {
@@ -223,7 +227,7 @@ func (d *Driver) each(ctx context.Context, wait func(Server) string) error {
 	var said string
 	var saidAt time.Time
 	for {
-		servers, err := retry(ctx, d.Say, func() ([]Server, error) { return d.Servers(ctx) })
+		servers, err := d.Servers(ctx)
 		if err != nil {
 			return err
 		}
