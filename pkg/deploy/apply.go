@@ -282,6 +282,9 @@ func (a *applier) translate(o *unstructured.Unstructured) bool {
 	if _, err := a.mapping(gvk); !meta.IsNoMatchError(err) {
 		return false
 	}
+	if _, err := a.mapping(schema.FromAPIVersionAndKind(chartVersion, gvk.Kind)); err != nil {
+		return false // --disable helm, or not there yet
+	}
 	o.SetAPIVersion(chartVersion)
 	return true
 }
