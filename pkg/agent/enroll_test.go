@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -233,5 +235,61 @@ func TestNoteRegistered(t *testing.T) {
 	m.noteRegistered(status(supervise.Ready))
 	if known, err := readMembership(cfg); known != nil || err != nil {
 		t.Errorf("written again: %+v, %v", known, err)
+	}
+}
+
+// An agent whose certificate has expired asks for another one, waits while the clocks differ, and goes on when its clock is set.
+func TestRenewExpired(t *testing.T) {
+	var asked atomic.Int32
+	answers := func(code int, reason metav1.StatusReason, message string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			asked.Add(1)
+			if r.URL.Path != join.PathRenew || r.Method != http.MethodPost || len(r.TLS.PeerCertificates) > 0 {
+				t.Errorf("%s %s with %d certificates", r.Method, r.URL.Path, len(r.TLS.PeerCertificates))
+			}
+			answer(w, code, refusal(code, reason, message))
+		}
+	}
+	for _, test := range []struct {
+		name   string
+		answer http.HandlerFunc
+		set    bool   // the clock is set while it waits
+		want   string // of the error
+	}{
+		{"removed", answers(http.StatusForbidden, metav1.StatusReasonForbidden, "it was removed from the cluster"), false, "it was removed from the cluster"},
+		{"the clocks differ", answers(http.StatusConflict, "NotExpired", "set the clock"), true, ""},
+	} {
+		asked.Store(0)
+		cfg := testConfig(t)
+		api := newAPIServer(t, test.answer)
+		files := api.enrolled(t, cfg)
+		api.TLS.ClientAuth = tls.RequestClientCert
+		good, err := os.ReadFile(files.Credentials)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(files.Credentials, credentials(t, join.UserNodePrefix+"n1", time.Now().Add(-48*time.Hour)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cfg.Server = "https://" + api.address()
+		m := testMachine(t, cfg)
+		ended := make(chan error, 1)
+		go func() { ended <- m.renewExpired(t.Context(), files, errExpired) }()
+		if test.set {
+			eventually(t, "it to wait with the reason", func() error {
+				m.mu.Lock()
+				defer m.mu.Unlock()
+				if !strings.Contains(m.phase, "set the clock") {
+					return errors.New(m.phase)
+				}
+				return nil
+			})
+			if err := os.WriteFile(files.Credentials, good, 0o600); err != nil { // as good as another time
+				t.Fatal(err)
+			}
+		}
+		if err := <-ended; (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) || asked.Load() == 0 {
+			t.Errorf("%s: %v, asked %d times", test.name, err, asked.Load())
+		}
 	}
 }

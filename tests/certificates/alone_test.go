@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kedge-io/kedge/tests/cluster"
+	"github.com/kedge-io/kedge/tests/testbed"
 )
 
 // TestAlone is a cluster of one machine: its CAs are changed, the overlap ends by itself, and Kedge is killed in the middle of it. Then it is
@@ -27,14 +28,26 @@ func TestAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := s1.Process()
-	if err := errors.Join(p.Signal(cluster.Within(t, minute), "KILL"), p.Wait(cluster.Within(t, minute)), s1.Run(cluster.Within(t, minute))); err != nil {
+	if err := errors.Join(p.Signal(cluster.Within(t, minute), "KILL"), p.Wait(cluster.Within(t, minute))); err != nil {
 		t.Fatal(err)
 	}
+	cluster.Eventually(t, "its children to be gone", func(ctx context.Context) error {
+		out, err := s1.Shell(ctx, "pgrep -af '^kedge \\[' || true")
+		if err == nil && out != "" {
+			err = errors.New(out)
+		}
+		return err
+	})
+	cluster.Do(t, s1.Run)
 	began := time.Now()
 	cluster.EventuallyWithin(t, 4*minute, "the change of the CAs to be finished", func(ctx context.Context) error {
 		r, err := rotationStatus(ctx, s1)
 		if err == nil && r.Finished.IsZero() {
 			err = fmt.Errorf("%+v", r)
+		}
+		if running, _ := s1.Process().Running(ctx); !running {
+			log, _ := s1.Log()
+			return testbed.GiveUp(fmt.Errorf("kedge ended: %s", log[max(0, len(log)-1000):]))
 		}
 		return err
 	})

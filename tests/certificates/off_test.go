@@ -11,7 +11,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -164,9 +163,6 @@ func TestTwoYearsOff(t *testing.T) {
 
 // TestRemovedAgentExpired: an agent that was removed while its certificate expired does not come back by it, and says what it takes.
 func TestRemovedAgentExpired(t *testing.T) {
-	if os.Getenv("KEDGE_TEST_LONG") == "" && testing.Short() {
-		t.Skip()
-	}
 	c := shared.Cluster(t)
 	s1, a1 := c.Servers[0], c.Agents[0]
 	if err := a1.Stop(cluster.Within(t, minute)); err != nil {
