@@ -24,15 +24,16 @@ func probeFsync(ctx context.Context, o Options) Result {
 		return Result{Status: Info, Finding: "not measured: an agent has no datastore"}
 	}
 	dir := existing(o.DataDir)
-	latencies, err := measureFsync(ctx, dir)
+	latencies, err := MeasureFsync(ctx, dir, fsyncTime, fsyncMax)
 	if err != nil {
 		return unprobed(err)
 	}
 	return judgeFsync(dir, latencies)
 }
 
-// measureFsync appends records to a file and syncs each, as etcd's write-ahead log does, for half a second.
-func measureFsync(ctx context.Context, dir string) (latencies []time.Duration, err error) {
+// MeasureFsync appends records to a file in dir and syncs each, as etcd's write-ahead log does, for some time or until there are as many, but at
+// least one. The file is removed.
+func MeasureFsync(ctx context.Context, dir string, limit time.Duration, records int) (latencies []time.Duration, err error) {
 	f, err := os.CreateTemp(dir, ".kedge-check-")
 	if err != nil {
 		return nil, err
@@ -40,15 +41,15 @@ func measureFsync(ctx context.Context, dir string) (latencies []time.Duration, e
 	// The name goes last: btrfs does not log a file without one, so its syncs would cost nothing.
 	defer func() { err = errors.Join(err, f.Close(), os.Remove(f.Name())) }()
 	// etcd allocates its log in advance, too. Where the file system cannot, the measurement is worth as much.
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, fsyncMax*fsyncRecord); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
-		return nil, fmt.Errorf("allocate %d bytes in %s: %w", fsyncMax*fsyncRecord, dir, err)
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, int64(records)*fsyncRecord); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, fmt.Errorf("allocate %d bytes in %s: %w", records*fsyncRecord, dir, err)
 	}
 	if err := f.Sync(); err != nil {
 		return nil, err
 	}
 	record := make([]byte, fsyncRecord)
-	end := time.Now().Add(fsyncTime)
-	for len(latencies) < fsyncMax && (len(latencies) == 0 || time.Now().Before(end)) && ctx.Err() == nil {
+	end := time.Now().Add(limit)
+	for len(latencies) < records && (len(latencies) == 0 || time.Now().Before(end)) && ctx.Err() == nil {
 		record[0]++
 		start := time.Now()
 		if _, err := f.Write(record); err != nil {

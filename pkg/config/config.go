@@ -6,6 +6,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"io/fs"
 	"net/netip"
@@ -23,6 +24,8 @@ type Config struct {
 	Role    Role   `json:"role"`     // what was started: kedge server or kedge agent
 	Config  string `json:"config"`   // the configuration file that was looked for, default /etc/kedge/config.yaml
 	DataDir string `json:"data-dir"` // absolute; default /var/lib/kedge
+	// EtcdDataDir has the directory of the datastore in it; absolute; default DataDir.
+	EtcdDataDir string `json:"etcd-data-dir,omitempty"`
 	RunDir  string `json:"run-dir"`  // absolute; sockets and generated files, default /run/kedge
 
 	// Server is the URL of a server of the cluster to join, https://HOST:PORT; empty: this server makes a cluster.
@@ -154,6 +157,9 @@ func tokenText(option, text, file string) (string, error) {
 
 // Disabled says whether a packaged component was left out with --disable.
 func (s *Config) Disabled(component string) bool { return slices.Contains(s.Disable, component) }
+
+// EtcdDir is the datastore's directory.
+func (s *Config) EtcdDir() string { return filepath.Join(cmp.Or(s.EtcdDataDir, s.DataDir), "etcd") }
 
 // PKIDir is where keys and certificates are kept.
 func (s *Config) PKIDir() string { return filepath.Join(s.DataDir, "pki") }

@@ -67,8 +67,12 @@ func parseArgs(ec *embed.Config, args []string) error {
 	return nil
 }
 
-func etcdConfig(cfg Config, log *slog.Logger) (*embed.Config, error) {
+func etcdConfig(cfg Config, disk Disk, log *slog.Logger) (*embed.Config, error) {
 	ec := embed.NewConfig()
+	// What was given by --etcd-arg goes over these.
+	heartbeat, election := disk.timeouts()
+	ec.TickMs, ec.ElectionMs = uint(heartbeat.Milliseconds()), uint(election.Milliseconds())
+	ec.QuotaBackendBytes = disk.quota()
 	// etcd's own check of changes: Members makes it, too, asks the peers themselves and knows --force. What etcd's adds is that
 	// a server cannot join before the last one has been connected for five seconds.
 	ec.StrictReconfigCheck = false

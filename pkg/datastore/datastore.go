@@ -57,7 +57,11 @@ func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logg
 }
 
 func run(ctx context.Context, cfg Config, report report, log *slog.Logger) error {
-	ec, err := etcdConfig(cfg, log)
+	disk, err := knowDisk(ctx, cfg.Dir)
+	if err != nil {
+		return err
+	}
+	ec, err := etcdConfig(cfg, disk, log)
 	if err != nil {
 		return err
 	}
@@ -68,7 +72,7 @@ func run(ctx context.Context, cfg Config, report report, log *slog.Logger) error
 	if err != nil {
 		return err
 	}
-	m := &member{cfg: cfg, peers: newPeerClient(tls), report: report, log: log}
+	m := &member{cfg: cfg, disk: disk, peers: newPeerClient(tls), report: report, log: log}
 	m.joining = !cfg.Bootstrap && !initialized(ec)
 	if gone := m.checkFormer(ctx); gone != nil {
 		return m.removed(gone)

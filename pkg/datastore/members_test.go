@@ -195,7 +195,7 @@ func TestJoinAfterFailedStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ec, err := etcdConfig(cfg, c.log)
+	ec, err := etcdConfig(cfg, Disk{}, c.log)
 	if err != nil {
 		t.Fatal(err)
 	}

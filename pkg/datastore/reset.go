@@ -42,7 +42,7 @@ type ResetOptions struct {
 // leaves a mark, with which Run refuses to start until Reset has been repeated. Errors: ErrNoData, ErrAlive, ErrNoSpace.
 func Reset(ctx context.Context, cfg Config, opts ResetOptions, log *slog.Logger) error {
 	dir := filepath.Clean(cfg.Dir)
-	ec, err := etcdConfig(cfg, log)
+	ec, err := etcdConfig(cfg, Disk{}, log)
 	if err != nil {
 		return err
 	}

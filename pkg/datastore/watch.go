@@ -16,6 +16,8 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 
+	"k8s.io/utils/ptr"
+
 	"github.com/kedge-io/kedge/pkg/supervise"
 )
 
@@ -31,6 +33,7 @@ const (
 // member is a running one, or one that is going to be.
 type member struct {
 	cfg     Config
+	disk    Disk
 	peers   *peerClient
 	report  report
 	log     *slog.Logger
@@ -41,6 +44,7 @@ type member struct {
 	ready      sync.Once
 	lostLeader time.Time              // zero while there is one; used by run alone
 	why        atomic.Pointer[string] // what diagnose has found, in words
+	remark     atomic.Pointer[string] // what tendSpace has to say while the member is ready
 	alone      atomic.Bool            // no leader, or not ready: diagnose has something to do
 }
 
@@ -53,6 +57,8 @@ func (m *member) run(ctx context.Context) error {
 	m.alone.Store(true)
 	helpers.Go(func() { m.repairPeerURL(ctx) })
 	helpers.Go(func() { m.diagnose(ctx, cancel) })
+	helpers.Go(func() { m.tendSpace(ctx) })
+	helpers.Go(func() { m.watchDisk(ctx) })
 	look := time.NewTimer(0)
 	defer look.Stop()
 	for {
@@ -116,7 +122,7 @@ func (m *member) look() time.Duration {
 	case m.lostLeader.IsZero():
 		m.joining = false
 		m.ready.Do(m.settled)
-		m.report(supervise.Ready, "")
+		m.report(supervise.Ready, ptr.Deref(m.remark.Load(), ""))
 		return lookLate
 	default: // it was ready a moment ago
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/google/renameio/v2"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -55,8 +57,49 @@ func (s *server) enter(ctx context.Context, known *agent.Membership) error {
 		return errors.New("the first server of a cluster needs both control plane and datastore: to join another one give --server and --token, " +
 			"or leave out --disable-etcd and --disable-control-plane")
 	}
+	if err := s.checkMoved(); err != nil {
+		return err
+	}
 	s.bootstrap = true
 	return agent.Remember(s.cfg, agent.Membership{Cluster: s.cfg.Cluster})
+}
+
+// etcdDirFile notes where the datastore is when that is outside of data-dir: on another disk, which may not be mounted at a start.
+func (s *server) etcdDirFile() string { return filepath.Join(s.cfg.DataDir, "etcd.dir") }
+
+func (s *server) noteEtcdDir() error {
+	if s.cfg.EtcdDataDir == "" {
+		if err := os.Remove(s.etcdDirFile()); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	if noted, err := os.ReadFile(s.etcdDirFile()); err == nil && string(noted) == s.etcdDir() {
+		return nil
+	}
+	return renameio.WriteFile(s.etcdDirFile(), []byte(s.etcdDir()), 0o600)
+}
+
+// checkMoved keeps a server from making an empty cluster because its data is somewhere else: etcd-data-dir has changed, or its disk is not
+// mounted.
+func (s *server) checkMoved() error {
+	former := filepath.Join(s.cfg.DataDir, "etcd")
+	noted, err := os.ReadFile(s.etcdDirFile())
+	switch {
+	case err == nil:
+		former = string(noted)
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	case !datastore.HasMember(former):
+		return nil
+	}
+	now := s.etcdDir()
+	if former != now {
+		return fmt.Errorf("etcd-data-dir has changed: the datastore was in %s, and %s has none. Move it and start again:\n  mv %s %s.*.json %s/\n"+
+			"or leave the option as it was", former, now, former, former, filepath.Dir(now))
+	}
+	return fmt.Errorf("the datastore was in %s, and there is none: is its disk mounted? If it is lost, see docs/backup.md; to start with an empty cluster, remove %s",
+		former, s.etcdDirFile())
 }
 
 // comeBack lets a server whose member was removed from the datastore take part again. Its old data is moved aside. Where the cluster
@@ -302,8 +345,10 @@ func (s *server) observe(processes []supervise.ProcessStatus) {
 		if p.Name != etcd {
 			continue
 		}
-		if p.State == supervise.Ready {
-			s.voted.Store(true)
+		if p.State == supervise.Ready && !s.voted.Swap(true) {
+			if err := s.noteEtcdDir(); err != nil {
+				s.log.Error("where the datastore is cannot be noted", "error", err)
+			}
 		}
 		select {
 		case s.etcdChanged <- struct{}{}:

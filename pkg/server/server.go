@@ -143,7 +143,7 @@ func (s *server) run(ctx context.Context, known *agent.Membership) error {
 	if s.cfg.HasEtcd() {
 		s.SaveDatastore = s.saveDatastore
 	}
-	s.LeaveFiles = []string{s.etcdDir(), datastore.MemberFile(s.etcdDir()), datastore.RemovedFile(s.etcdDir()), s.cfg.WriteKubeconfig,
+	s.LeaveFiles = []string{s.etcdDir(), datastore.MemberFile(s.etcdDir()), datastore.RemovedFile(s.etcdDir()), datastore.DiskFile(s.etcdDir()), s.etcdDirFile(), s.cfg.WriteKubeconfig,
 		filepath.Join(s.cfg.DataDir, "datastores.json")}
 	tasks := []func(context.Context) error{s.keepKeys, s.watchMembership, s.register(balancer), s.followCluster(balancer, known), s.snapshots, s.finishRestore,
 		s.followRotation(balancer)}
@@ -203,7 +203,7 @@ func (s *server) processes() []*supervise.Process {
 
 func (s *server) etcdSocket() string { return filepath.Join(s.cfg.RunDir, "etcd.sock") }
 
-func (s *server) etcdDir() string { return filepath.Join(s.cfg.DataDir, "etcd") }
+func (s *server) etcdDir() string { return s.cfg.EtcdDir() }
 
 func (s *server) peerURL() string {
 	return "https://" + netip.AddrPortFrom(s.cfg.NodeIP[0], etcdPeerPort).String()
