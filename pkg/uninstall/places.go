@@ -137,6 +137,10 @@ func (p Places) files(keepData bool) ([]string, error) {
 	add(netns...)
 	add(results...)
 	add(data...)
+	if p.EtcdDataDir != "" { // a disk that may have other things on it
+		beside, _ := filepath.Glob(p.EtcdDir() + ".*")
+		add(append(beside, p.EtcdDir())...)
+	}
 	for _, dir := range []string{p.RunDir, p.KubeletRootDir, kubeletLog, logLinks} {
 		trees, err := trees(dir)
 		if err != nil {
