@@ -26,7 +26,7 @@ type Config struct {
 	DataDir string `json:"data-dir"` // absolute; default /var/lib/kedge
 	// EtcdDataDir has the directory of the datastore in it; absolute; default DataDir.
 	EtcdDataDir string `json:"etcd-data-dir,omitempty"`
-	RunDir  string `json:"run-dir"`  // absolute; sockets and generated files, default /run/kedge
+	RunDir      string `json:"run-dir"` // absolute; sockets and generated files, default /run/kedge
 
 	// Server is the URL of a server of the cluster to join, https://HOST:PORT; empty: this server makes a cluster.
 	Server         string        `json:"server,omitempty"`
