@@ -367,10 +367,10 @@ respawned() { grep -q '[1-9]' /run/openrc/options/kedge/start_count 2>/dev/null;
 
 # progress sets $text to what Kedge waits for, and says in $stage: ready, starting or ended.
 progress() {
-	stage=starting
+	stage=starting text=''
 	if [ $init = systemd ]; then
-		text=$(state StatusText)
 		[ "$(state InvocationID)" != "$before" ] || return 0 # the old one has not stopped yet
+		text=$(state StatusText)
 		case $(state ActiveState)/$(state SubState) in
 		active/*) stage=ready ;;
 		*/auto-restart | failed/* | inactive/*) stage=ended ;;
