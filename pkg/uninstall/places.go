@@ -51,7 +51,8 @@ func Locate(flags []string) (Places, error) {
 	if running, err := supervisors(); err == nil && len(running) > 0 {
 		args, environ = running[0].args[1:], running[0].environ()
 	}
-	if len(args) == 0 {
+	unknown := len(args) == 0 // how it is started
+	if unknown {
 		args = []string{string(config.RoleServer)}
 	}
 	c, err := config.Locate(append(slices.Clone(args), flags...), environ)
@@ -60,6 +61,9 @@ func Locate(flags []string) (Places, error) {
 	}
 	if known := membership(c); known != nil {
 		c.Cluster = *known
+		if _, err := os.Stat(c.WriteKubeconfig); unknown && errors.Is(err, fs.ErrNotExist) { // every server has one
+			c.Role = config.RoleAgent
+		}
 	}
 	return Places{c}, err
 }
