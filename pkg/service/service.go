@@ -86,24 +86,17 @@ func terminate(ctx context.Context, pid int) error {
 	if pid <= 1 {
 		return nil
 	}
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("process %d: %w", pid, err)
-	}
-	defer unix.Close(fd)
-	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("process %d: %w", pid, err)
-	}
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int((200 * time.Millisecond).Milliseconds()))
-		if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
-			return err
+	for sig := unix.SIGTERM; ; sig = 0 {
+		switch err := unix.Kill(pid, sig); {
+		case errors.Is(err, unix.ESRCH):
+			return nil
+		case err != nil:
+			return fmt.Errorf("process %d: %w", pid, err)
 		}
-		if ctx.Err() != nil {
+		select {
+		case <-ctx.Done():
 			return fmt.Errorf("process %d has not ended: %w", pid, context.Cause(ctx))
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }

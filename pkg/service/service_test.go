@@ -3,6 +3,7 @@
 package service
 
 import (
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -47,4 +48,18 @@ func FuzzWords(f *testing.F) {
 			t.Errorf("%q: more than there was", line)
 		}
 	})
+}
+
+func TestTerminate(t *testing.T) {
+	cmd := exec.Command("sleep", "100")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = cmd.Wait() }() // its end by a signal is what is wanted
+	if err := terminate(t.Context(), cmd.Process.Pid); err != nil {
+		t.Error(err)
+	}
+	if err := terminate(t.Context(), cmd.Process.Pid); err != nil {
+		t.Errorf("a process that is gone: %v", err)
+	}
 }
