@@ -73,6 +73,44 @@ func checkBalancers(t *testing.T, s *cluster.Session, c *cluster.Cluster, ips ma
 	}
 }
 
+// checkPool gives the cluster a pool, from which only the guest serves: in mode ipvs every node has the addresses of all Services on a
+// device of its own, and the one that announces them has them on its network card, too.
+func checkPool(t *testing.T, s *cluster.Session, c *cluster.Cluster, g *guest, other string) {
+	t.Helper()
+	s.Kubectl("label", "node", g.Name(), "kedge.io/servicelb=true")
+	address := func(n string) string { return strings.TrimSuffix(c.Bed.Gateway(), "1") + n }
+	restart(t, c.Servers[0].Node, "--servicelb-pool", address("230")+"-"+address("239"))
+	var both, kept string
+	s.Eventually("addresses of the pool", func() error {
+		both, kept = strings.Join(field(s, "service/both", ".status.loadBalancer.ingress[*].ip"), ""), strings.Join(field(s, "service/kept", ".status.loadBalancer.ingress[*].ip"), "")
+		if !strings.HasPrefix(both, address("23")) || !strings.HasPrefix(kept, address("23")) {
+			return fmt.Errorf("%q, %q", both, kept)
+		}
+		return nil
+	})
+	names := []string{g.Name(), other}
+	url := "http://" + both + ":82/"
+	s.EventuallyWithin(2*minute, url+" from outside", func() error { _, err := get(s.Within(minute), url); return err })
+	for _, from := range names {
+		answeredBy(t, s, url+" from the pod "+from, names, func() (string, error) {
+			return box(s, from, "for i in 1 2 3 4 5 6 7 8; do timeout 3 wget -q -O- "+url+"; done")
+		})
+	}
+	s.Eventually("the Service that keeps its clients' addresses", func() error {
+		out, err := get(s.Within(minute), "http://"+kept+":83/")
+		if err == nil && !strings.HasPrefix(out, g.Name()+" "+c.Bed.Gateway()+":") {
+			err = fmt.Errorf("%q; want %s, which sees %s", out, g.Name(), c.Bed.Gateway())
+		}
+		return err
+	})
+	if have := strings.Join(strings.Fields(g.virtualServers(t)), " "); !strings.Contains(have, "TCP "+both+":82 rr") {
+		t.Errorf("no virtual server for %s:82:\n%s", both, have)
+	}
+	if have := g.do(t, "ip -o addr show dev eth0"); !strings.Contains(have, " "+both+"/") || !strings.Contains(have, " "+kept+"/") {
+		t.Errorf("%s and %s are not on the network card: %s", both, kept, have)
+	}
+}
+
 // newcomer is a pod that tries targets from its first moment on. Its arguments: name, node, targets, more containers.
 const newcomer = `
 apiVersion: v1

@@ -173,6 +173,7 @@ func TestIPVS(t *testing.T) {
 		t.Errorf("kube-proxy serves the nodes' addresses, too:\n%s", have)
 	}
 	checkPolicies(t, s, c, g.IP(), "v1", "s1")
+	checkPool(t, s, c, g, "s1")
 
 	g.stop(t)
 	g.run(t, "--proxy-mode", "nftables")
