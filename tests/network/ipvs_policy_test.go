@@ -7,9 +7,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/kedge-io/kedge/tests/cluster"
 )
@@ -146,23 +150,22 @@ func obeyed(s *cluster.Session, spec string, attempts ...attempt) {
 		for _, a := range attempts {
 			lines[a.from] = append(lines[a.from], a.url)
 		}
+		var mu sync.Mutex
 		got := map[attempt]bool{}
+		var all errgroup.Group
 		for from, urls := range lines {
-			if from == "outside" {
-				for _, url := range urls {
-					_, err := get(s.Within(minute), url)
-					got[attempt{from: from, url: url}] = err == nil
+			all.Go(func() error {
+				reached, err := reaches(s, from, urls)
+				mu.Lock()
+				defer mu.Unlock()
+				for i, yes := range reached {
+					got[attempt{from: from, url: urls[i]}] = yes
 				}
-				continue
-			}
-			out, err := box(s, from, "for u in "+strings.Join(urls, " ")+"; do if [ $u = dns ]; then timeout 4 nslookup kubernetes.default.svc.cluster.local; "+
-				"else timeout 4 wget -q -O- $u; fi >/dev/null 2>&1 && echo yes || echo no; done")
-			if err != nil {
 				return err
-			}
-			for i, word := range strings.Fields(out) {
-				got[attempt{from: from, url: urls[i]}] = word == "yes"
-			}
+			})
+		}
+		if err := all.Wait(); err != nil {
+			return err
 		}
 		for _, a := range attempts {
 			if got[attempt{from: a.from, url: a.url}] != a.want {
@@ -171,6 +174,26 @@ func obeyed(s *cluster.Session, spec string, attempts ...attempt) {
 		}
 		return nil
 	})
+}
+
+// reaches tries all URLs at once, or "dns", from a pod or from outside.
+func reaches(s *cluster.Session, from string, urls []string) ([]bool, error) {
+	reached := make([]bool, len(urls))
+	if from == "outside" {
+		for i, url := range urls {
+			_, err := get(s.Within(minute), url)
+			reached[i] = err == nil
+		}
+		return reached, nil
+	}
+	out, err := box(s, from, "i=0; for u in "+strings.Join(urls, " ")+"; do (if [ $u = dns ]; then timeout 4 nslookup kubernetes.default.svc.cluster.local; "+
+		"else timeout 4 wget -q -O- $u; fi >/dev/null 2>&1 && echo $i) & i=$((i+1)); done; wait")
+	for _, word := range strings.Fields(out) {
+		if i, err := strconv.Atoi(word); err == nil && i < len(reached) {
+			reached[i] = true
+		}
+	}
+	return reached, err
 }
 
 // checkPolicies has policies of the pair's pod on a node enforced, whoever comes: another pod of the node, which goes through kube-proxy
