@@ -72,8 +72,9 @@ func rotateCA() *cli.Command {
 			if err := agent.StartRotation(c.Context, c.String("run-dir"), c.Duration("overlap"), c.App.Writer); err != nil {
 				return err
 			}
-			if c.Bool("no-wait") {
-				return p.status(c.Context, "text")
+			if c.Bool("no-wait") { // the API server of this machine may be restarting already
+				_, err := fmt.Fprintln(c.App.Writer, "it goes on by itself; see `kedge certificate rotate-ca --status`")
+				return err
 			}
 			return p.wait(c.Context, func(r *authority.Rotation) bool { return r.Phase == authority.PhaseRenew || r.Phase == pki.PhaseDone })
 		},
