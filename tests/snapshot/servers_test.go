@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kedge-io/kedge/tests/cluster"
+)
+
+// TestServers: of three servers two have lost their power, and the data of the third is damaged. It is restored, and the two take part again by
+// their ordinary start, at the same moment. Then all three burn, and a fourth machine takes over.
+func TestServers(t *testing.T) {
+	c := cluster.ForTest(t, cluster.Spec{Servers: 3})
+	begin := time.Now()
+	if err := c.Start(cluster.Within(t, 4*minute)); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("three servers in %s", time.Since(begin).Round(time.Second))
+	s1, s2, s3 := machine{c.Servers[0], t}, machine{c.Servers[1], t}, machine{c.Servers[2], t}
+	key := s1.snapshot("recovery-key")
+	if other := s3.snapshot("recovery-key"); other != key {
+		t.Fatalf("s1 has the recovery key\n%s\ns3\n%s", key, other)
+	}
+	s2.mark("before")
+	s1.snapshot("save", "--name", "good")
+	after := s2.mark("after")
+	if out := s2.snapshot("list", "--cluster"); !strings.Contains(out, "good") {
+		t.Errorf("s2 knows of\n%s", out)
+	}
+
+	cluster.Do(t, s1.Stop)
+	s1.refuses("other servers of the cluster are running", "restore", "good")
+	cluster.Do(t, s2.PowerCut, s3.PowerCut)
+	if _, err := s1.Shell(cluster.Within(t, minute), "truncate -s 5000 "+cluster.DataDir+"/etcd/member/snap/db"); err != nil {
+		t.Fatal(err)
+	}
+	s1.refuses("--force", "restore", "good") // who else is in the cluster cannot be read
+	begin = time.Now()
+	if out := s1.snapshot("restore", "--force", "good"); !strings.Contains(out, "s2, s3") {
+		t.Errorf("it says %s", out)
+	}
+	s1.start()
+	t.Logf("restored and ready in %s", time.Since(begin).Round(time.Second))
+	if got := s1.marks("before", "after"); got != "before" {
+		t.Errorf("after the restore there is %s", got)
+	}
+	if now := s1.revision(s1.kubectl("create", "configmap", "now", "-o", "jsonpath={.metadata.resourceVersion}")); now <= after {
+		t.Errorf("revision %d after %d", now, after)
+	}
+	// Together they are a majority of the former cluster, and must not become one again.
+	begin = time.Now()
+	cluster.Do(t, s2.Boot, s3.Boot, s2.Run, s3.Run)
+	cluster.Eventually(t, "s2 and s3 to be voters again", func(ctx context.Context) error { return s1.Voters(ctx, "s1", "s2", "s3") })
+	t.Logf("s2 and s3 take part again after %s", time.Since(begin).Round(time.Second))
+	cluster.Do(t, c.WaitServing)
+	if got := s3.marks("before", "after"); got != "before" {
+		t.Errorf("on s3 there is %s", got)
+	}
+	newHardware(t, c, s2, key)
+}
+
+// newHardware: a snapshot and the recovery key are enough for a machine of another name and address.
+func newHardware(t *testing.T, c *cluster.Cluster, from machine, key string) {
+	t.Helper()
+	from.mark("last")
+	from.snapshot("save", "--name", "last")
+	file, err := from.ReadFile(dir + "last.kedge")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range c.Servers {
+		cluster.Do(t, s.PowerCut)
+	}
+	added, err := c.AddServer(cluster.Within(t, minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s4 := machine{added, t}
+	if err := errors.Join(s4.WriteFile("/root/last.kedge", file, 0o600), s4.WriteFile("/root/key", []byte(key), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s4.refuses("the recovery key is needed", "restore", "/root/last.kedge")
+	if got := s4.files(); got != "" {
+		t.Errorf("what was refused leaves %s", got)
+	}
+	begin := time.Now()
+	s4.snapshot("restore", "--recovery-key", "/root/key", "--forget-others", "/root/last.kedge")
+	cluster.Do(t, s4.Run, s4.WaitReady)
+	t.Logf("on new hardware in %s", time.Since(begin).Round(time.Second))
+	if got := s4.marks("before", "after", "last"); got != "before last" {
+		t.Errorf("on new hardware there is %s", got)
+	}
+	cluster.Eventually(t, "the old servers to be forgotten", func(ctx context.Context) error {
+		nodes, err := s4.Nodes(ctx)
+		if err != nil {
+			return err
+		}
+		servers, err := s4.Kubectl(ctx, "-n", "kube-system", "get", "configmap", "kedge-servers", "-o", "jsonpath={.data}")
+		if err == nil && (len(nodes) != 1 || strings.Contains(servers, `"s1"`)) {
+			err = fmt.Errorf("%d nodes, servers %s", len(nodes), servers)
+		}
+		if err == nil && strings.Contains(s4.files(), "restore") {
+			err = fmt.Errorf("files %s", s4.files())
+		}
+		return err
+	})
+	if err := s4.Voters(cluster.Within(t, minute), "s4"); err != nil {
+		t.Error(err)
+	}
+	if ip := s4.kubectl("get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[*].addresses[*]}"); !strings.Contains(ip, s4.IP()) {
+		t.Errorf("the API is at %s", ip)
+	}
+	if got := s4.snapshot("recovery-key"); !strings.Contains(got, key[strings.Index(key, "AGE-SECRET"):]) {
+		t.Errorf("the recovery key is another one now: %s", got)
+	}
+}
