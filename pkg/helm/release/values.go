@@ -3,6 +3,7 @@
 package release
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -51,6 +52,9 @@ func set(all map[string]any, key string, value any) error {
 	text := fmt.Sprint(value)
 	if f, ok := value.(float64); ok {
 		text = strconv.FormatFloat(f, 'f', -1, 64)
+	}
+	if strings.Count(key, "[") != strings.Count(key, "]") { // the library takes it for the end, and says nothing
+		return errors.New("a bracket is not closed")
 	}
 	pair := key + "=" + strings.ReplaceAll(text, ",", `\,`)
 	_, err := strconv.ParseInt(text, 10, 64)
