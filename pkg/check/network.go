@@ -32,6 +32,9 @@ func probeAddressRanges(_ context.Context, o Options) Result {
 	return judgeRanges(o, routes)
 }
 
+// ServiceRouteProtocol is in the routes that Kedge itself makes to the network of the Services (ip route show proto 107).
+const ServiceRouteProtocol = 107
+
 func mainRoutes() ([]route, error) {
 	list, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -39,7 +42,7 @@ func mainRoutes() ([]route, error) {
 	}
 	var routes []route
 	for _, r := range list {
-		if r.Dst == nil {
+		if r.Dst == nil || r.Protocol == ServiceRouteProtocol {
 			continue
 		}
 		addr, ok := netip.AddrFromSlice(r.Dst.IP)

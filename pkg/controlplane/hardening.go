@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/kedge-io/kedge/pkg/config"
+	"github.com/kedge-io/kedge/pkg/join"
 	"github.com/kedge-io/kedge/pkg/pki"
 )
 
@@ -95,9 +96,9 @@ func (c Config) checkHardening() error {
 type object = map[string]any
 
 // anonymousPaths are what may be asked without saying who asks: health, as load balancers do, and what a machine with a join token needs
-// to find out whether this is the cluster of its token.
+// to find out whether this is the cluster of its token; and where a node whose certificate has expired proves itself by its key.
 func anonymousPaths() []string {
-	return []string{"/livez", "/readyz", "/healthz", "/version",
+	return []string{"/livez", "/readyz", "/healthz", "/version", join.PathRenew,
 		"/api/v1/namespaces/" + metav1.NamespacePublic + "/configmaps/" + bootstrapapi.ConfigMapClusterInfo}
 }
 

@@ -79,6 +79,10 @@ func TestJudge(t *testing.T) {
 			r.Preflight.Groups = []check.GroupReport{{Probes: []check.ProbeReport{{Name: "fsync", Result: check.Result{Status: check.Warning, Finding: "99 ms", Remedy: "another disk"}},
 				{Name: "fine", Result: check.Result{Status: check.Pass}}}}}
 		}), Warning, "n1", "99 ms", "another disk"},
+		"part of a probe": {report(func(r *NodeReport) {
+			r.Preflight.Groups = []check.GroupReport{{Probes: []check.ProbeReport{{Name: "ports", Result: check.Result{Status: check.Fail, Finding: "a part",
+				Items: []check.Item{{Name: "fine", Result: check.Result{Status: check.Pass}}, {Name: "6443", Result: check.Result{Status: check.Fail, Finding: "taken", Remedy: "stop it"}}}}}}}}
+		}), Problem, "n1", "6443: taken", "stop it"},
 		"dns":      {report(func(r *NodeReport) { r.DNSError = "timeout" }), Problem, "n1", "timeout", "dns.md"},
 		"services": {report(func(r *NodeReport) { r.Services = map[string]string{"10.43.0.1": "refused"} }), Problem, "n1", "10.43.0.1:443", "kube-proxy"},
 		"closed port": {report(func(r *NodeReport) {

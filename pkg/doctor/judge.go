@@ -88,11 +88,18 @@ func judgeReport(r *NodeReport) []Finding {
 	}
 	for _, g := range r.Preflight.Groups {
 		for _, p := range g.Probes {
-			switch p.Status {
-			case check.Fail:
-				add(Problem, p.Name, p.Finding, p.Remedy)
-			case check.Warning:
-				add(Warning, p.Name, p.Finding, p.Remedy)
+			parts := p.Items
+			if len(parts) == 0 {
+				parts = []check.Item{{Result: p.Result}}
+			}
+			for _, part := range parts {
+				text := strings.TrimPrefix(part.Name+": "+part.Finding, ": ")
+				switch part.Status {
+				case check.Fail:
+					add(Problem, p.Name, text, part.Remedy)
+				case check.Warning:
+					add(Warning, p.Name, text, part.Remedy)
+				}
 			}
 		}
 	}

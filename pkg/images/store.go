@@ -17,6 +17,7 @@ import (
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -79,20 +80,42 @@ func (im Store) Import(ctx context.Context, archive io.Reader) ([]string, error)
 		return nil, err
 	}
 	defer stream.Close()
-	images, err := im.Client.Import(ctx, stream, containerd.WithImageLabels(map[string]string{
+	list, err := im.Client.Import(ctx, stream, containerd.WithImageLabels(map[string]string{
 		pinnedLabel: pinnedValue, "io.cri-containerd.image": "managed",
 	}), containerd.WithSkipMissing())
 	if err != nil {
 		return nil, fmt.Errorf("not an image archive that can be imported (OCI layout or docker save): %w", err)
 	}
 	var names []string
-	for _, i := range images {
+	for _, i := range list {
+		if i, err = im.fullName(ctx, i); err != nil {
+			return nil, err
+		}
 		names = append(names, i.Name)
 		if err := containerd.NewImage(im.Client, i).Unpack(ctx, im.Snapshotter); err != nil {
 			return nil, fmt.Errorf("unpack %s: %w", i.Name, err)
 		}
 	}
 	return names, nil
+}
+
+// fullName renames an image whose name is as people write it: the kubelet looks for shop/web:1 under docker.io/shop/web:1 only.
+func (im Store) fullName(ctx context.Context, image images.Image) (images.Image, error) {
+	full, err := Name(image.Name)
+	if err != nil || full == image.Name { // what is no name of an image is left as it is
+		return image, nil
+	}
+	short := image.Name
+	image.Name = full
+	store := im.Client.ImageService()
+	renamed, err := store.Create(ctx, image)
+	if errdefs.IsAlreadyExists(err) {
+		renamed, err = store.Update(ctx, image)
+	}
+	if err != nil {
+		return image, fmt.Errorf("name %s: %w", full, err)
+	}
+	return renamed, store.Delete(ctx, short)
 }
 
 // imported remembers an archive: it is not imported again while its digest stays the same and its images exist.

@@ -14,11 +14,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/kedge-io/kedge/pkg/check"
 	"github.com/kedge-io/kedge/pkg/config"
 )
-
-// serviceRouteProtocol is in the routes of this file, to tell whose they are (ip route show proto 107).
-const serviceRouteProtocol = 107
 
 // serviceRouteInterval is how often they are looked at: an interface that was down has lost its routes.
 const serviceRouteInterval = time.Minute
@@ -69,12 +67,12 @@ func addServiceRoute(p netip.Prefix, from netip.Addr) error {
 	}
 	return netlink.RouteReplace(&netlink.Route{
 		Dst: &net.IPNet{IP: p.Masked().Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}, LinkIndex: all[i].LinkIndex,
-		Src: from.AsSlice(), Scope: netlink.SCOPE_LINK, Protocol: serviceRouteProtocol,
+		Src: from.AsSlice(), Scope: netlink.SCOPE_LINK, Protocol: check.ServiceRouteProtocol,
 	})
 }
 
 func removeServiceRoutes() error {
-	list, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: serviceRouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+	list, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: check.ServiceRouteProtocol}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,9 @@ func (u *run) leave(ctx context.Context) error {
 		u.say("the Kedge of this machine does not answer: %v", err)
 	}
 	servers := u.otherServers(st)
+	if len(servers) > 0 && u.lastServer(ctx) {
+		servers = nil
+	}
 	if len(servers) == 0 && u.places.Role == config.RoleServer {
 		u.say("this is the cluster's only server: the cluster ends with it")
 		return nil
@@ -69,6 +72,26 @@ func (u *run) otherServers(st *agent.Status) []string {
 	}
 	slices.Sort(list)
 	return slices.Compact(list)
+}
+
+// lastServer tells whether the cluster has no other server any more, if this machine's own API server can say: the list of addresses on disk
+// keeps the last one that was known.
+func (u *run) lastServer(ctx context.Context) bool {
+	if u.places.Role != config.RoleServer {
+		return false
+	}
+	credentials, err := clientcmd.BuildConfigFromFlags("", u.places.WriteKubeconfig)
+	if err != nil {
+		return false
+	}
+	credentials.Timeout = 5 * time.Second
+	client, err := kubernetes.NewForConfig(credentials)
+	if err != nil {
+		return false
+	}
+	servers, err := authority.ListServers(ctx, client)
+	_, own := servers[u.places.NodeName]
+	return err == nil && own && len(servers) == 1
 }
 
 // leaveStopped asks the other servers to remove this machine when its own Kedge does not run.

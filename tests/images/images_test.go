@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,6 +21,7 @@ import (
 
 const (
 	shopImage   = "docker.io/library/shop:1"
+	shortImage  = "team/short:1" // as a tool may write it into an archive
 	missingName = "registry.example/none:1"
 	bundle      = "/root/shop.tar.zst"
 	// The pods say their image must not be pulled.
@@ -144,4 +146,14 @@ func TestBundle(t *testing.T) {
 		t.Errorf("from standard input: %s, %v", out, err)
 	}
 	refused(missingName, "pull", missingName)
+	short := filepath.Join(t.TempDir(), "short.tar")
+	if err := image.Server(ctx, short, shortImage); err != nil {
+		t.Fatal(err)
+	}
+	if data, err = os.ReadFile(short); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := agent.ExecInput(ctx, bytes.NewReader(data), "kedge", "images", "import", "-"); err != nil || strings.TrimSpace(out) != "docker.io/"+shortImage {
+		t.Errorf("a short name becomes %s, %v", out, err)
+	}
 }
