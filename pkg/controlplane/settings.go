@@ -27,7 +27,8 @@ func (p *plane) cluster() config.Cluster {
 // followSettings takes over what is changed in the cluster's settings while it runs.
 func (p *plane) followSettings(ctx context.Context) {
 	authority.WatchSettings(ctx, p.client, func(settings []byte) {
-		was, is := p.cluster(), p.cluster()
+		// Not into a copy of what is known: the lists in that are shared, and would be written over.
+		was, is := p.cluster(), config.Cluster{}
 		if err := json.Unmarshal(settings, &is); err != nil {
 			p.log.Warn("the cluster's settings are damaged, goes by those from before", "component", "join", "error", err)
 			return

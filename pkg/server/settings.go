@@ -59,7 +59,8 @@ func (s *server) followCluster(b *apilb.Balancer, known *agent.Membership) func(
 			s.log.Info("changed settings of the cluster", "settings", changes)
 		}
 		authority.WatchSettings(ctx, client, func(settings []byte) {
-			c := s.cluster()
+			// Not into a copy of what is known: the lists in that are shared, and would be written over.
+			var c config.Cluster
 			if err := json.Unmarshal(settings, &c); err != nil {
 				s.log.Warn("the cluster's settings (ConfigMap kube-system/"+join.ConfigMapCluster+") are damaged", "error", err)
 				return
