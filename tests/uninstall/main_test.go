@@ -51,13 +51,20 @@ func newMachine(t *testing.T, bed *testbed.Bed, name string) *machine {
 	return node
 }
 
-// booted waits until systemd has started everything.
+// booted waits until systemd has started everything, and the addresses are there: those of IPv6 are tried first.
 func (m *machine) booted() {
 	m.t.Helper()
 	cluster.Eventually(m.t, "systemd to have booted", func(ctx context.Context) error {
 		out, err := m.Shell(ctx, "systemctl is-system-running || true")
 		if s := strings.TrimSpace(out); err == nil && s != "running" && s != "degraded" {
 			err = fmt.Errorf("it says %q", s)
+		}
+		return err
+	})
+	cluster.Eventually(m.t, "the addresses to be valid", func(ctx context.Context) error {
+		out, err := m.Shell(ctx, "ip -6 address show tentative")
+		if err == nil && strings.TrimSpace(out) != "" {
+			err = errors.New(out)
 		}
 		return err
 	})
