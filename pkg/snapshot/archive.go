@@ -168,7 +168,7 @@ func readArchive(ctx context.Context, r io.Reader, db io.Writer) (m *Metadata, k
 		if keys, err = a.small(name, size, maxKeys); err != nil {
 			return nil, nil, err
 		}
-		if name, size, err = a.next(); err != nil {
+		if name, _, err = a.next(); err != nil {
 			return nil, nil, err
 		}
 	}

@@ -5,7 +5,6 @@ package certificates
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -62,7 +61,7 @@ func (i issuers) age(t *testing.T, data []byte, begin, end time.Time) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := keyutil.MarshalPrivateKeyToPEM(pair.PrivateKey.(crypto.PrivateKey))
+	key, err := keyutil.MarshalPrivateKeyToPEM(pair.PrivateKey)
 	if err != nil {
 		t.Fatal(err)
 	}
