@@ -45,6 +45,11 @@ func (s *server) followCluster(b *apilb.Balancer, known *agent.Membership) func(
 		}
 		said := ""
 		err = supervise.Poll(ctx, func() error {
+			// On a cluster's first start the API is there before the rule that lets servers read them, and a watch that is refused is an error in
+			// the log.
+			if _, err := client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, join.ConfigMapCluster, metav1.GetOptions{}); err != nil {
+				return err
+			}
 			err := changeSettings(ctx, client, s.cfg.Cluster, changes)
 			if err != nil && err.Error() != said && ctx.Err() == nil {
 				said = err.Error()
