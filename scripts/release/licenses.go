@@ -22,7 +22,7 @@ import (
 const commonLicenses = "/usr/share/common-licenses"
 
 const debianReadme = `Kedge carries programs and libraries of these packages of Debian, unchanged; each line of "packages" has a package's name and version, and
-those of its source. The sources: apt-get source --only-source SOURCE=VERSION on a Debian machine, or https://snapshot.debian.org/.
+those of its source. The sources: apt-get source --only-source SOURCE=VERSION on a Debian machine, or the archive of former versions that Debian keeps.
 `
 
 // licenses gathers in dir what has to go with the binaries: the licences of all Go modules that the packages link for arch, and the
