@@ -19,7 +19,7 @@ import (
 
 // moved is how long a floating address may be without an answer when the node that had it loses its power. On a machine with nothing
 // else to do 4 to 6 s are seen.
-const moved = 40 * time.Second
+const moved = 20 * time.Second
 
 // web is a server on every node, on port 8080 of pods.
 const web = `

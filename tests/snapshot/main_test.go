@@ -116,7 +116,7 @@ func (m machine) start() {
 // files of the data directory that a restore makes or leaves.
 func (m machine) files() string {
 	m.t.Helper()
-	out, err := m.Shell(cluster.Within(m.t, minute), "cd "+cluster.DataDir+" && ls -d etcd* pki* restore* 2>/dev/null | grep -v disk.json; true")
+	out, err := m.Shell(cluster.Within(m.t, minute), "cd "+cluster.DataDir+" && ls -d etcd* pki* restore* 2>/dev/null; true")
 	if err != nil {
 		m.t.Fatal(err)
 	}

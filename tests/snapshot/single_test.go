@@ -43,11 +43,11 @@ func TestSingleServer(t *testing.T) {
 		t.Errorf("a dry run says %s", out)
 	}
 	cluster.Do(t, m.Stop)
-	if out := m.snapshot("restore", "--dry-run", "good"); !strings.Contains(out, "nothing was changed") || m.files() != "etcd etcd.member.json pki" {
+	if out := m.snapshot("restore", "--dry-run", "good"); !strings.Contains(out, "nothing was changed") || m.files() != "etcd etcd.disk.json etcd.member.json pki" {
 		t.Errorf("a dry run says %s and leaves %s", out, m.files())
 	}
 	m.refuses("damaged", "restore", "cut-off")
-	if m.files() != "etcd etcd.member.json pki" {
+	if m.files() != "etcd etcd.disk.json etcd.member.json pki" {
 		t.Errorf("what was refused leaves %s", m.files())
 	}
 	powerLossWhileRestoring(t, m)
