@@ -15,30 +15,42 @@ import (
 	"github.com/kedge-io/kedge/tests/cluster"
 )
 
-// lossless fails the test if packets get lost between two pods while something happens. The last one may be under way when the pings end.
+// lossless fails the test if a single packet gets lost between two pods while something happens.
 func lossless(t *testing.T, s *cluster.Session, from, to string, during func()) {
 	t.Helper()
-	out := pinging(t, s, from, to, during)
-	var sent, got int
-	if _, err := fmt.Sscanf(out, "%d packets transmitted, %d packets received", &sent, &got); err != nil || sent-got > 1 {
-		t.Errorf("pings from %s to %s: %s, %v", from, to, out, err)
+	if n := lost(t, s, from, to, during); n != 0 {
+		t.Errorf("%d pings from %s to %s got lost", n, from, to)
 	}
 }
 
-// pinging counts packets that get lost between two pods while something happens: twenty go out each second.
-func pinging(t *testing.T, s *cluster.Session, from, to string, during func()) string {
+// lost counts packets that get lost between two pods while something happens: at least twenty go out each second. None is under way at the
+// end: they are sent in batches, each of which ends with its last answer, or a second after its last packet when some are missing.
+func lost(t *testing.T, s *cluster.Session, from, to string, during func()) int {
 	t.Helper()
 	ip := field(s, "pod/"+to, ".status.podIP")[0]
-	if _, err := box(s, from, "ping -q -i 0.05 "+ip+" >/tmp/pings 2>&1 </dev/null & echo $! >/tmp/pid"); err != nil {
+	if _, err := box(s, from, "rm -f /tmp/stop /tmp/done; (until [ -e /tmp/stop ]; do ping -q -c 20 -i 0.05 -W 5 "+ip+"; done; touch /tmp/done) >/tmp/pings 2>&1 </dev/null &"); err != nil {
 		t.Fatal(err)
 	}
 	during()
-	out, err := box(s, from, "kill -INT $(cat /tmp/pid); until grep loss /tmp/pings; do sleep 0.1; done")
+	out, err := box(s, from, "touch /tmp/stop; until [ -e /tmp/done ]; do sleep 0.1; done; grep loss /tmp/pings; grep -c ^PING /tmp/pings")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%s to %s: %s", from, to, out)
-	return out
+	lines := strings.Split(out, "\n")
+	batches := lines[:len(lines)-1]
+	allSent, allGot := 0, 0
+	for _, batch := range batches {
+		var sent, got int
+		if _, err := fmt.Sscanf(batch, "%d packets transmitted, %d packets received", &sent, &got); err != nil || sent != 20 {
+			t.Fatalf("pings from %s to %s: %s, %v", from, to, batch, err)
+		}
+		allSent, allGot = allSent+sent, allGot+got
+	}
+	if began := lines[len(lines)-1]; began != strconv.Itoa(len(batches)) || len(batches) == 0 {
+		t.Fatalf("pings from %s to %s: %s batches began and %d ended", from, to, began, len(batches))
+	}
+	t.Logf("%s to %s: %d pings, %d answered", from, to, allSent, allGot)
+	return allSent - allGot
 }
 
 // killNodeProcess ends the [node] process without a chance to tidy up, and waits until everything is ready again.
@@ -101,6 +113,22 @@ func TestVXLAN(t *testing.T) {
 		}
 		// Its certificate has the external address, too.
 		s.Eventually("the kubelet to answer the API server", func() error { _, err := s.Try("get", "--raw", "/api/v1/nodes/a2/proxy/healthz"); return err })
+	})
+	t.Run("one lost packet is noticed", func(t *testing.T) {
+		const nft = "$(echo /var/lib/kedge/bin/*/nft) "
+		n := lost(t, s, "s1", "a1", func() {
+			shell(t, a1, nft+"'table ip drop-one { chain c { type filter hook forward priority -200; icmp type echo-request limit rate 1/day burst 1 packets counter drop; }; }'")
+			cluster.Eventually(t, "a packet to be dropped", func(context.Context) error {
+				if got := shell(t, a1, nft+"list table ip drop-one"); !strings.Contains(got, "counter packets 1 ") {
+					return errors.New(got)
+				}
+				return nil
+			})
+			shell(t, a1, nft+"delete table ip drop-one")
+		})
+		if n != 1 {
+			t.Errorf("one packet was dropped, and %d were missed", n)
+		}
 	})
 	t.Run("restart without a lost packet", func(t *testing.T) {
 		lossless(t, s, "s1", "a1", func() { killNodeProcess(t, a1) })

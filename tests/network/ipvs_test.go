@@ -206,7 +206,7 @@ func TestWireGuard(t *testing.T) {
 		t.Errorf("the device: %s", got)
 	}
 	// Flannel makes its device anew, so some get lost: how many is in the log.
-	pinging(t, s, "v2", "v1", func() {
+	lost(t, s, "v2", "v1", func() {
 		g.do(t, `old=$(pgrep -f '^kedge \[node\]') && kill -KILL $old && for i in $(seq 120); do sleep 1; [ "$(pgrep -f '^kedge \[node\]')" != "$old" ] && kedge status && exit; done; false`)
 	})
 	checkPods(t, s, "v1", "v2")
