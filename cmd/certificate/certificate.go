@@ -4,7 +4,6 @@
 package certificate
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/kedge-io/kedge/cmd/output"
 	"github.com/kedge-io/kedge/pkg/agent"
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/node"
@@ -45,7 +45,7 @@ func check() *cli.Command {
 			"Exit status: 0 when all is well, 3 when a certificate is near its end and was not renewed (or is a CA in its last year),\n" +
 			"4 when one has expired, is not valid yet or cannot be read, 1 when there are none.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT`: text or json", Value: "text"},
+			output.Flag(""),
 			&cli.StringFlag{Name: "data-dir", Usage: "Kedge's `DIR`, if Kedge does not run and it is another one", Value: config.DefaultDataDir},
 			&cli.StringFlag{Name: "kubelet-root-dir", Usage: "the kubelet's `DIR`, likewise", Value: "/var/lib/kubelet"},
 			&cli.StringFlag{Name: "write-kubeconfig", Usage: "the administrator's kubeconfig `FILE`, likewise", Value: config.DefaultKubeconfig},
@@ -56,16 +56,7 @@ func check() *cli.Command {
 			if err != nil {
 				return err
 			}
-			switch f := c.String("output"); f {
-			case "json":
-				enc := json.NewEncoder(c.App.Writer)
-				enc.SetIndent("", "  ")
-				err = enc.Encode(list)
-			case "text":
-				err = write(c.App.Writer, list)
-			default:
-				err = fmt.Errorf("unknown output format %q: text or json", f)
-			}
+			err = output.Write(c.App.Writer, c.String("output"), list, func(w io.Writer) error { return write(w, list) })
 			if code := exitCode(list); err == nil && code != 0 {
 				return cli.Exit("", code)
 			}

@@ -4,7 +4,6 @@ package certificate
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/kedge-io/kedge/cmd/output"
 	"github.com/kedge-io/kedge/pkg/agent"
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/join/authority"
@@ -40,7 +40,7 @@ func rotateCA() *cli.Command {
 			&cli.BoolFlag{Name: "finish", Usage: "end the overlap now"},
 			&cli.BoolFlag{Name: "force", Usage: "with --finish: do not wait for machines that have not followed; they have to join again"},
 			&cli.BoolFlag{Name: "no-wait", Usage: "do not wait until all machines have certificates from the new CAs"},
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "with --status: `FORMAT` text or json", Value: "text"},
+			output.Flag("with --status: "),
 			&cli.StringFlag{Name: "kubeconfig", Value: config.DefaultKubeconfig, Usage: "an administrator's kubeconfig, `FILE`"},
 			runDirFlag(),
 		},
@@ -139,19 +139,16 @@ func (p progress) status(ctx context.Context, format string) error {
 	if err != nil {
 		return err
 	}
-	switch {
-	case format == "json":
-		enc := json.NewEncoder(p.out)
-		enc.SetIndent("", "  ")
-		return enc.Encode(r)
-	case format != "text":
-		return fmt.Errorf("unknown output format %q: text or json", format)
-	case r == nil:
-		_, err := fmt.Fprintln(p.out, "the CAs of this cluster were never changed")
+	return output.Write(p.out, format, r, r.write)
+}
+
+func (r *report) write(out io.Writer) error {
+	if r == nil {
+		_, err := fmt.Fprintln(out, "the CAs of this cluster were never changed")
 		return err
 	}
-	fmt.Fprintln(p.out, r.line(time.Now()))
-	w := tabwriter.NewWriter(p.out, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(out, r.line(time.Now()))
+	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(w, "\nMACHINE\tCA\tPHASE\tREMARK")
 	for _, name := range slices.Sorted(maps.Keys(r.Machines)) {
 		ca, phase, _ := strings.Cut(r.Machines[name], "/")

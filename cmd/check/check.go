@@ -5,11 +5,13 @@ package check
 
 import (
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
+	"github.com/kedge-io/kedge/cmd/output"
 	"github.com/kedge-io/kedge/pkg/check"
 	"github.com/kedge-io/kedge/pkg/check/cis"
 	"github.com/kedge-io/kedge/pkg/config"
@@ -20,7 +22,7 @@ import (
 // failed; warnings leave it at 0.
 func Command() *cli.Command {
 	own := []cli.Flag{
-		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "text", Usage: "write the report in `FORMAT` text or json"},
+		output.Flag(""),
 		&cli.BoolFlag{Name: "agent", Usage: "the machine is to carry no control plane"},
 		&cli.StringFlag{Name: "profile", Value: "machine", Usage: "`WHAT` to look at: machine, or cis: the Kedge that runs here, by the CIS Kubernetes Benchmark"},
 	}
@@ -37,16 +39,12 @@ func Command() *cli.Command {
 }
 
 func run(c *cli.Context) error {
-	format := c.String("output")
-	if format != "text" && format != "json" {
-		return fmt.Errorf("--output %q is unknown; accepted: text, json", format)
-	}
 	if c.Args().Present() {
 		return fmt.Errorf("unexpected argument %q: only flags are accepted", c.Args().First())
 	}
 	switch profile := c.String("profile"); profile {
 	case "cis":
-		return runCIS(c, format)
+		return runCIS(c)
 	case "machine":
 	default:
 		return fmt.Errorf("--profile %q is unknown; accepted: machine, cis", profile)
@@ -64,11 +62,8 @@ func run(c *cli.Context) error {
 		o.Ports = nil
 	}
 	report := check.Run(c.Context, o)
-	write := func() error { return report.WriteText(c.App.Writer, textOptions(c)) }
-	if format == "json" {
-		write = func() error { return report.WriteJSON(c.App.Writer) }
-	}
-	if err := write(); err != nil {
+	text := func(w io.Writer) error { return report.WriteText(w, textOptions(c)) }
+	if err := output.Write(c.App.Writer, c.String("output"), report, text); err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
 	if report.Failed() {
@@ -78,7 +73,7 @@ func run(c *cli.Context) error {
 }
 
 // runCIS looks at what runs, wherever the configuration of this machine puts it.
-func runCIS(c *cli.Context, format string) error {
+func runCIS(c *cli.Context) error {
 	o := cis.Options{RunDir: config.DefaultRunDir, Kubeconfig: config.DefaultKubeconfig}
 	if cfg, err := config.Load(c, config.RoleServer); err == nil {
 		o.RunDir, o.Kubeconfig = cfg.RunDir, cfg.WriteKubeconfig
@@ -87,12 +82,7 @@ func runCIS(c *cli.Context, format string) error {
 	if err != nil {
 		return err
 	}
-	if format == "json" {
-		err = report.WriteJSON(c.App.Writer)
-	} else {
-		err = report.WriteText(c.App.Writer)
-	}
-	if err != nil {
+	if err := output.Write(c.App.Writer, c.String("output"), report, report.WriteText); err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
 	if report.Failed() {

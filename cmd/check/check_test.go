@@ -60,7 +60,7 @@ func TestRefusedArguments(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"-o", "yaml"}, `--output "yaml" is unknown; accepted: text, json`},
+		{[]string{"-o", "yaml"}, `unknown output format "yaml": text or json`},
 		{[]string{"disk"}, `unexpected argument "disk"`},
 	} {
 		if out, err := runCheck(t, test.args...); err == nil || !strings.Contains(err.Error(), test.want) || out != "" {

@@ -5,7 +5,6 @@ package doctor
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/kedge-io/kedge/cmd/output"
 	"github.com/kedge-io/kedge/pkg/agent"
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/doctor"
@@ -39,7 +39,7 @@ func Command() *cli.Command {
 			"kubeconfig, and while the API is down, only this machine is looked at.\n\n" +
 			"Exit status: 0 nothing found, 3 problems, 4 warnings only, 1 it could not look.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT`: text or json", Value: "text"},
+			output.Flag(""),
 			&cli.StringFlag{Name: "bundle", Usage: "write all that was found out, and the logs, without secrets, into `FILE` (tar.zst) for those who help"},
 			&cli.BoolFlag{Name: "local", Usage: "look at this machine only"},
 			&cli.StringFlag{Name: "kubeconfig", Value: config.DefaultKubeconfig, Usage: "an administrator's kubeconfig, `FILE`"},
@@ -50,10 +50,6 @@ func Command() *cli.Command {
 }
 
 func run(c *cli.Context) error {
-	output := c.String("output")
-	if output != "text" && output != "json" {
-		return fmt.Errorf("unknown output format %q: text or json", output)
-	}
 	facts, err := collect(c)
 	if err != nil {
 		return err
@@ -65,14 +61,8 @@ func run(c *cli.Context) error {
 		}
 		fmt.Fprintf(c.App.ErrWriter, "%s has been written. Look through it before you hand it on.\n", file)
 	}
-	if output == "json" {
-		enc := json.NewEncoder(c.App.Writer)
-		enc.SetIndent("", "  ")
-		err = enc.Encode(map[string]any{"findings": findings, "nodes": facts.Reports, "silent": facts.Silent, "skew": facts.Skew})
-	} else {
-		err = write(c.App.Writer, facts, findings)
-	}
-	if err != nil {
+	all := map[string]any{"findings": findings, "nodes": facts.Reports, "silent": facts.Silent, "skew": facts.Skew}
+	if err := output.Write(c.App.Writer, c.String("output"), all, func(w io.Writer) error { return write(w, facts, findings) }); err != nil {
 		return err
 	}
 	switch {

@@ -4,7 +4,6 @@
 package manifests
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/kedge-io/kedge/cmd/output"
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/deploy"
 )
@@ -32,15 +32,11 @@ func Command() *cli.Command {
 		Description: "One line per file: its revision, whether its objects are applied, and what is wrong with them. The files are the same on all\n" +
 			"servers. Exits with 3 when something is not applied.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT`: text or json", Value: "text"},
+			output.Flag(""),
 			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "also the files that were removed"},
 			&cli.StringFlag{Name: "kubeconfig", Value: config.DefaultKubeconfig, Usage: "an administrator's kubeconfig, `FILE`"},
 		},
 		Action: func(c *cli.Context) error {
-			format := c.String("output")
-			if format != "text" && format != "json" {
-				return fmt.Errorf("unknown output format %q: text or json", format)
-			}
 			if _, err := os.Stat(c.String("kubeconfig")); err != nil {
 				return fmt.Errorf("%w: the files are asked about on a server of the cluster, after its first start; elsewhere give an administrator's kubeconfig with --kubeconfig", err)
 			}
@@ -57,13 +53,7 @@ func Command() *cli.Command {
 			if err := errors.Join(listErr, err); err != nil {
 				return err
 			}
-			if format == "json" {
-				enc := json.NewEncoder(c.App.Writer)
-				enc.SetIndent("", "  ")
-				err = enc.Encode(list)
-			} else {
-				err = write(c.App.Writer, list, time.Now())
-			}
+			err = output.Write(c.App.Writer, c.String("output"), list, func(w io.Writer) error { return write(w, list, time.Now()) })
 			if err == nil && slices.ContainsFunc(list, func(f deploy.FileStatus) bool { return f.State != deploy.Applied && f.State != deploy.Removed }) {
 				return cli.Exit("", 3)
 			}

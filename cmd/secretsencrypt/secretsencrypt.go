@@ -4,7 +4,6 @@
 package secretsencrypt
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +16,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/kedge-io/kedge/cmd/output"
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/encryption"
 )
@@ -25,7 +25,6 @@ import (
 // all servers.
 func Command() *cli.Command {
 	kubeconfig := &cli.StringFlag{Name: "kubeconfig", Value: config.DefaultKubeconfig, Usage: "an administrator's kubeconfig, `FILE`"}
-	output := &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT`: text or json", Value: "text"}
 	skip := &cli.StringSliceFlag{Name: "skip", Usage: "do not wait for server `NAME` if it does not answer; it loads the configuration when it starts"}
 	change := func(action encryption.Action, usage, description string) *cli.Command {
 		return &cli.Command{Name: string(action), Usage: usage, Description: description, Flags: []cli.Flag{kubeconfig, skip},
@@ -44,7 +43,7 @@ func Command() *cli.Command {
 		Name:  "secrets-encrypt",
 		Usage: "the encryption of Secrets in the datastore: show it, change its key",
 		Subcommands: []*cli.Command{
-			{Name: "status", Usage: "show the keys, what each server has loaded, and how the Secrets are stored", Flags: []cli.Flag{kubeconfig, output},
+			{Name: "status", Usage: "show the keys, what each server has loaded, and how the Secrets are stored", Flags: []cli.Flag{kubeconfig, output.Flag("")},
 				Description: "Exit status: 0 when all servers agree, 3 when a change has not ended or a server is behind.", Action: status},
 			change(encryption.Rotate, "make a new key, store all Secrets anew with it, drop the old one",
 				"On all servers, while the cluster runs."+resumes),
@@ -87,10 +86,6 @@ type server struct {
 }
 
 func status(c *cli.Context) error {
-	format := c.String("output")
-	if format != "text" && format != "json" {
-		return fmt.Errorf("unknown output format %q: text or json", format)
-	}
 	d, err := open(c)
 	if err != nil {
 		return err
@@ -122,13 +117,7 @@ func status(c *cli.Context) error {
 		settled = settled && one.Current
 		r.Servers = append(r.Servers, one)
 	}
-	if format == "json" {
-		enc := json.NewEncoder(c.App.Writer)
-		enc.SetIndent("", "  ")
-		err = enc.Encode(r)
-	} else {
-		err = write(c.App.Writer, r)
-	}
+	err = output.Write(c.App.Writer, c.String("output"), r, func(w io.Writer) error { return write(w, r) })
 	if err == nil && !settled {
 		return cli.Exit("", 3)
 	}

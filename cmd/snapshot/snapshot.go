@@ -15,6 +15,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/kedge-io/kedge/cmd/output"
 	"github.com/kedge-io/kedge/pkg/agent"
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/server"
@@ -159,10 +160,6 @@ func logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
-func outputFlag() cli.Flag {
-	return &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT`: text or json", Value: "text"}
-}
-
 // noArguments refuses what only takes flags.
 func noArguments(run func(c *cli.Context, s snapshot.Settings) error) func(*cli.Context, []string) error {
 	return func(c *cli.Context, args []string) error {
@@ -183,7 +180,7 @@ func save() *cli.Command {
 		[]cli.Flag{
 			&cli.StringFlag{Name: "name", Usage: "call it `NAME` instead of TRIGGER-NODE-TIME"},
 			&cli.StringFlag{Name: "trigger", Value: string(snapshot.Manual), Hidden: true},
-			outputFlag(),
+			output.Flag(""),
 		},
 		noArguments(func(c *cli.Context, s snapshot.Settings) error {
 			trigger := snapshot.Trigger(c.String("trigger"))
@@ -203,7 +200,7 @@ func list() *cli.Command {
 		[]cli.Flag{
 			&cli.BoolFlag{Name: "cluster", Usage: "those of all servers, as the cluster knows them (ConfigMap kube-system/" + snapshot.ConfigMap + ")"},
 			&cli.StringFlag{Name: "kubeconfig", Value: config.DefaultKubeconfig, Usage: "for --cluster: an administrator's kubeconfig, `FILE`"},
-			outputFlag(),
+			output.Flag(""),
 		},
 		noArguments(func(c *cli.Context, s snapshot.Settings) error {
 			if c.Bool("cluster") {
@@ -230,7 +227,7 @@ func list() *cli.Command {
 func inspect() *cli.Command {
 	return command("inspect", "show what a snapshot is, and verify it", "NAME|FILE|s3://BUCKET/KEY",
 		"Reads it to its end: an exit status of 0 says that it is as it was written.",
-		[]cli.Flag{outputFlag()},
+		[]cli.Flag{output.Flag("")},
 		func(c *cli.Context, args []string) error {
 			if len(args) != 1 {
 				return errors.New("usage: kedge snapshot inspect NAME|FILE|s3://BUCKET/KEY")
@@ -279,7 +276,7 @@ func prune() *cli.Command {
 		"The newest intact ones are kept, each is read to its end before it counts. Snapshots that somebody asked for stay.",
 		[]cli.Flag{
 			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be removed"},
-			outputFlag(),
+			output.Flag(""),
 		},
 		noArguments(func(c *cli.Context, s snapshot.Settings) error {
 			cluster, err := s.ThisCluster()
@@ -357,7 +354,7 @@ func restore() *cli.Command {
 			&cli.BoolFlag{Name: "forget-others", Usage: "no other server comes back"},
 			&cli.BoolFlag{Name: "force", Usage: "although other servers answer, or this machine is part of another cluster"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "only verify the snapshot, and say what would be done"},
-			outputFlag(),
+			output.Flag(""),
 		},
 		func(c *cli.Context, args []string) error {
 			if len(args) != 1 {

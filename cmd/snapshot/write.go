@@ -4,7 +4,6 @@ package snapshot
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/util/duration"
 
+	"github.com/kedge-io/kedge/cmd/output"
 	"github.com/kedge-io/kedge/pkg/snapshot"
 )
 
@@ -25,16 +25,7 @@ func stepBack() { _ = unix.Setpriority(unix.PRIO_PROCESS, 0, 10) }
 
 // write writes a result in the format that was asked for.
 func write(c *cli.Context, v any, text func(io.Writer) error) error {
-	switch f := c.String("output"); f {
-	case "json":
-		enc := json.NewEncoder(c.App.Writer)
-		enc.SetIndent("", "  ")
-		return enc.Encode(v)
-	case "text":
-		return text(c.App.Writer)
-	default:
-		return fmt.Errorf("unknown output format %q: text or json", f)
-	}
+	return output.Write(c.App.Writer, c.String("output"), v, text)
 }
 
 func writeTaken(c *cli.Context, t *snapshot.Taken) error {

@@ -4,7 +4,6 @@
 package status
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"k8s.io/apimachinery/pkg/util/duration"
 
+	"github.com/kedge-io/kedge/cmd/output"
 	"github.com/kedge-io/kedge/pkg/agent"
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/pki"
@@ -27,7 +27,7 @@ func Command() *cli.Command {
 		Name:  "status",
 		Usage: "show each component: its state, since when, restarts, and why it is not ready",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT`: text or json", Value: "text"},
+			output.Flag(""),
 			&cli.StringFlag{Name: "node", Usage: "of the node `NAME` of the cluster, instead of this machine"},
 			&cli.StringFlag{Name: "kubeconfig", Value: config.DefaultKubeconfig, Usage: "for --node: an administrator's kubeconfig, `FILE`"},
 			&cli.StringFlag{Name: "run-dir", Usage: "`DIR` of the server's sockets", Value: agent.DefaultRunDir, Hidden: true},
@@ -43,16 +43,7 @@ func Command() *cli.Command {
 			if err != nil {
 				return err
 			}
-			switch f := c.String("output"); f {
-			case "json":
-				enc := json.NewEncoder(c.App.Writer)
-				enc.SetIndent("", "  ")
-				err = enc.Encode(st)
-			case "text":
-				err = write(c.App.Writer, st, time.Now())
-			default:
-				err = fmt.Errorf("unknown output format %q: text or json", f)
-			}
+			err = output.Write(c.App.Writer, c.String("output"), st, func(w io.Writer) error { return write(w, st, time.Now()) })
 			if err == nil && !st.Ready {
 				return cli.Exit("", 3)
 			}

@@ -28,6 +28,7 @@ import (
 	certutil "k8s.io/client-go/util/cert"
 	bootstrapapi "k8s.io/cluster-bootstrap/token/api"
 
+	"github.com/kedge-io/kedge/cmd/output"
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/join"
 	"github.com/kedge-io/kedge/pkg/pki"
@@ -225,7 +226,7 @@ func (cl *cluster) list(ctx context.Context, out, problems io.Writer, format str
 		entries = append(entries, newEntry(i))
 	}
 	slices.SortFunc(entries, func(a, b entry) int { return cmp.Or(cmp.Compare(a.Role, b.Role), cmp.Compare(a.ID, b.ID)) })
-	return writeList(out, entries, format, time.Now())
+	return output.Write(out, format, entries, func(w io.Writer) error { return writeList(w, entries, time.Now()) })
 }
 
 // idOf takes the ID of a token or all of it.

@@ -4,7 +4,6 @@
 package token
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strconv"
@@ -15,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"k8s.io/apimachinery/pkg/util/duration"
 
+	"github.com/kedge-io/kedge/cmd/output"
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/join"
 )
@@ -63,7 +63,7 @@ func createCommand() *cli.Command {
 func listCommand() *cli.Command {
 	return &cli.Command{
 		Name: "list", Usage: "list the tokens, without their secrets",
-		Flags: []cli.Flag{&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT`: text or json", Value: "text"}, kubeconfigFlag()},
+		Flags: []cli.Flag{output.Flag(""), kubeconfigFlag()},
 		Action: withCluster(0, func(c *cli.Context, cl *cluster) error {
 			return cl.list(c.Context, c.App.Writer, c.App.ErrWriter, c.String("output"))
 		}),
@@ -181,16 +181,7 @@ func newEntry(i join.Info) entry {
 	return e
 }
 
-func writeList(out io.Writer, entries []entry, format string, now time.Time) error {
-	switch format {
-	case "json":
-		enc := json.NewEncoder(out)
-		enc.SetIndent("", "  ")
-		return enc.Encode(entries)
-	case "text":
-	default:
-		return fmt.Errorf("unknown output format %q: text or json", format)
-	}
+func writeList(out io.Writer, entries []entry, now time.Time) error {
 	if len(entries) == 0 {
 		_, err := fmt.Fprintln(out, "There are no tokens: no machine can join. `kedge token create` makes one.")
 		return err

@@ -5,7 +5,6 @@ package uninstall
 
 import (
 	"bufio"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
+	"github.com/kedge-io/kedge/cmd/output"
 	"github.com/kedge-io/kedge/pkg/uninstall"
 )
 
@@ -33,7 +33,7 @@ func Command() *cli.Command {
 			&cli.BoolFlag{Name: "force", Usage: "go on when the cluster cannot be told, or its datastore loses its majority"},
 			&cli.BoolFlag{Name: "keep-data", Usage: "leave the snapshots and the volumes of pods: DATA-DIR/snapshots, DATA-DIR/storage"},
 			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask, as without a terminal"},
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "`FORMAT` of --check and --dry-run: text or json", Value: "text"},
+			output.Flag("of --check and --dry-run, "),
 			&cli.StringFlag{Name: "config", Usage: "configuration `FILE`, if not that of the service"},
 			&cli.StringFlag{Name: "data-dir", Usage: "data `DIR`, if not that of the service or the configuration"},
 			&cli.StringFlag{Name: "kubelet-root-dir", Usage: "the kubelet's `DIR`, likewise"},
@@ -46,9 +46,6 @@ func Command() *cli.Command {
 func action(c *cli.Context) error {
 	if c.Args().Present() {
 		return fmt.Errorf("unexpected argument %q: only flags are accepted", c.Args().First())
-	}
-	if format := c.String("output"); format != "text" && format != "json" {
-		return fmt.Errorf("unknown output format %q: text or json", format)
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("only root can do that: run it with sudo")
@@ -69,7 +66,8 @@ func action(c *cli.Context) error {
 	if c.Bool("check") || c.Bool("dry-run") {
 		items, err := uninstall.Find(places, c.Bool("keep-data"))
 		if err == nil {
-			err = show(c.App.Writer, items, c.String("output"))
+			items = append([]uninstall.Item{}, items...) // in JSON a list, also when there is nothing
+			err = output.Write(c.App.Writer, c.String("output"), items, func(w io.Writer) error { return write(w, items) })
 		}
 		if err == nil && len(items) > 0 && c.Bool("check") {
 			return cli.Exit("", 1)
@@ -93,15 +91,7 @@ func confirm(out io.Writer, in io.Reader, p uninstall.Places) error {
 	return nil
 }
 
-func show(out io.Writer, items []uninstall.Item, format string) error {
-	if format == "json" {
-		enc := json.NewEncoder(out)
-		enc.SetIndent("", "  ")
-		if items == nil {
-			items = []uninstall.Item{}
-		}
-		return enc.Encode(items)
-	}
+func write(out io.Writer, items []uninstall.Item) error {
 	if len(items) == 0 {
 		_, err := fmt.Fprintln(out, "there is nothing of Kedge on this machine")
 		return err

@@ -5,7 +5,6 @@ package upgrade
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +19,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/kedge-io/kedge/cmd/output"
 	"github.com/kedge-io/kedge/pkg/agent"
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/release"
@@ -59,7 +59,7 @@ func Command() *cli.Command {
 			&cli.DurationFlag{Name: "drain-timeout", Value: 5 * time.Minute, Usage: "give up draining after `DURATION`"},
 			&cli.StringFlag{Name: "window", Usage: "with --all: begin with a machine only between `FROM-TO`, local time, as 22:00-05:00"},
 			&cli.StringSliceFlag{Name: "skip", Usage: "with --all: leave out the node `NAME`"},
-			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "of --status and --history, `FORMAT`: text or json", Value: "text"},
+			output.Flag("of --status and --history, "),
 			&cli.StringFlag{Name: "kubeconfig", Value: config.DefaultKubeconfig, Usage: "an administrator's kubeconfig, `FILE`, for --all and --status"},
 			&cli.StringFlag{Name: "data-dir", Value: config.DefaultDataDir, Usage: "`DIR` of this machine's data, when Kedge does not run"},
 			&cli.StringFlag{Name: "run-dir", Usage: "`DIR` of Kedge's sockets", Value: agent.DefaultRunDir, Hidden: true},
@@ -286,16 +286,8 @@ func (c *command) show() error {
 	if !c.Bool("history") {
 		s.Cluster, clusterErr = c.cluster()
 	}
-	switch f := c.String("output"); f {
-	case "json":
-		enc := json.NewEncoder(c.out)
-		enc.SetIndent("", "  ")
-		return errors.Join(enc.Encode(s), clusterErr)
-	case "text":
-		return errors.Join(s.write(c.out, time.Now()), clusterErr)
-	default:
-		return fmt.Errorf("unknown output format %q: text or json", f)
-	}
+	err = output.Write(c.out, c.String("output"), s, func(w io.Writer) error { return s.write(w, time.Now()) })
+	return errors.Join(err, clusterErr)
 }
 
 // cluster asks for the state of the cluster's upgrade, where there is somebody who may.

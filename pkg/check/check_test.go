@@ -5,6 +5,7 @@ package check
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -45,7 +46,12 @@ func TestGolden(t *testing.T) {
 	for name, write := range map[string]func(*bytes.Buffer) error{
 		"report.txt":       func(b *bytes.Buffer) error { return report.WriteText(b, TextOptions{}) },
 		"report-color.txt": func(b *bytes.Buffer) error { return report.WriteText(b, TextOptions{Color: true, Width: 60}) },
-		"report.json":      func(b *bytes.Buffer) error { return report.WriteJSON(b) },
+		"report.json": func(b *bytes.Buffer) error {
+			enc := json.NewEncoder(b) // as cmd/output does
+			enc.SetIndent("", "  ")
+			enc.SetEscapeHTML(false)
+			return enc.Encode(report)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got bytes.Buffer

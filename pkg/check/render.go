@@ -3,7 +3,6 @@
 package check
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -14,14 +13,6 @@ import (
 type TextOptions struct {
 	Color bool // ANSI colours, for terminals
 	Width int  // columns; 0 means 100
-}
-
-// WriteJSON writes the report for programs.
-func (r Report) WriteJSON(w io.Writer) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(r)
 }
 
 const (

@@ -159,14 +159,6 @@ func ask(ctx context.Context, kubeconfig string) (*objects, error) {
 	return list(ctx, client)
 }
 
-// WriteJSON writes the report for programs.
-func (r Report) WriteJSON(w io.Writer) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(r)
-}
-
 // WriteText writes the report for people, an item a line, with a remedy below those that failed.
 func (r Report) WriteText(w io.Writer) error {
 	var b strings.Builder
