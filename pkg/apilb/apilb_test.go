@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/kedge-io/kedge/tests/testlog"
 )
 
 // limit is what the product promises from the moment in which a server falls silent.
@@ -560,7 +562,7 @@ func (n *names) resolver() *net.Resolver {
 
 func TestNew(t *testing.T) {
 	good := Config{Listen: "127.0.0.1:6444", Local: "10.0.0.1:6443", Join: "api.example:6443", File: filepath.Join(t.TempDir(), "f"),
-		Probe: func(context.Context, string) error { return nil }, Logger: testLogger(t)}
+		Probe: func(context.Context, string) error { return nil }, Logger: testlog.New(t)}
 	if _, err := New(good); err != nil {
 		t.Fatal(err)
 	}

@@ -31,6 +31,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kedge-io/kedge/tests/testlog"
 )
 
 // TestMain lets the test binary be an API server in a process of its own, which can be frozen.
@@ -282,24 +284,6 @@ func closedPort(t testing.TB) string {
 	return fmt.Sprint("127.0.0.1:", name.(*unix.SockaddrInet4).Port)
 }
 
-func testLogger(t testing.TB) *slog.Logger {
-	w := &testWriter{t: t}
-	t.Cleanup(func() { w.done.Store(true) })
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
-}
-
-type testWriter struct {
-	t    testing.TB
-	done atomic.Bool
-}
-
-func (w *testWriter) Write(p []byte) (int, error) {
-	if !w.done.Load() {
-		w.t.Log(strings.TrimSpace(string(p)))
-	}
-	return len(p), nil
-}
-
 // harness is a balancer that runs.
 type harness struct {
 	*Balancer
@@ -319,7 +303,7 @@ func start(t testing.TB, a *authority, cfg Config, change func(*Balancer)) *harn
 		cfg.Probe = HTTPSProbe(a.ca)
 	}
 	if cfg.Logger == nil {
-		cfg.Logger = testLogger(t)
+		cfg.Logger = testlog.New(t)
 	}
 	b, err := New(cfg)
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/kedge-io/kedge/tests/golden"
+	"github.com/kedge-io/kedge/tests/testlog"
 )
 
 // upstreamDirectives is CoreDNS's own order, before registerDirectives replaces it.
@@ -45,7 +46,7 @@ func checkCorefile(t *testing.T, cfg Config, upstreams []string, custom customCo
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(cfg, testLogger(t))
+	s, err := New(cfg, testlog.New(t))
 	if err != nil {
 		t.Fatal(err)
 	}

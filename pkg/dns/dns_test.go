@@ -18,6 +18,8 @@ import (
 	"time"
 
 	miekg "github.com/miekg/dns"
+
+	"github.com/kedge-io/kedge/tests/testlog"
 )
 
 func TestOutsideNamesWithoutAPI(t *testing.T) {
@@ -315,7 +317,7 @@ func TestConfigErrors(t *testing.T) {
 	} {
 		cfg := Config{ClusterDomain: "cluster.local", Addr: testDNSAddr, Dir: "/d"}
 		change(&cfg)
-		if _, err := New(cfg, testLogger(t)); err == nil {
+		if _, err := New(cfg, testlog.New(t)); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}

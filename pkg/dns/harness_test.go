@@ -5,38 +5,18 @@ package dns
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	miekg "github.com/miekg/dns"
+
+	"github.com/kedge-io/kedge/tests/testlog"
 )
-
-// testLogger writes to the test's log, until the test is over.
-func testLogger(t testing.TB) *slog.Logger {
-	w := &testWriter{t: t}
-	t.Cleanup(func() { w.done.Store(true) })
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
-}
-
-type testWriter struct {
-	t    testing.TB
-	done atomic.Bool
-}
-
-func (w *testWriter) Write(p []byte) (int, error) {
-	if !w.done.Load() {
-		w.t.Log(strings.TrimSpace(string(p)))
-	}
-	return len(p), nil
-}
 
 // nameserver is a DNS server on a free port of 127.0.0.1 that answers every A query with answer.
 func nameserver(t *testing.T, answer string) netip.AddrPort {
@@ -92,7 +72,7 @@ func start(t *testing.T, change func(*Config)) *harness {
 	if change != nil {
 		change(&cfg)
 	}
-	s, err := New(cfg, testLogger(t))
+	s, err := New(cfg, testlog.New(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,6 +29,7 @@ import (
 
 	"github.com/kedge-io/kedge/pkg/netpolicy/announce"
 	"github.com/kedge-io/kedge/tests/netns"
+	"github.com/kedge-io/kedge/tests/testlog"
 )
 
 // bed is a node with a controller, and an API.
@@ -84,7 +85,7 @@ func prepareBed(t testing.TB) *bed {
 // start runs a controller, after the one before has ended.
 func (b *bed) start() {
 	b.t.Helper()
-	ctl, err := New(b.cfg, testLogger(b.t))
+	ctl, err := New(b.cfg, testlog.New(b.t))
 	must(b.t, err)
 	b.ctl, ctl.pause, ctl.every = ctl, b.pause, b.every
 	ctx, cancel := context.WithCancel(context.Background())
