@@ -301,6 +301,69 @@ func TestAnnouncer(t *testing.T) {
 	must(t, a.apply(nil))
 }
 
+// A neighbour that knows an address with the last holder's MAC goes to the new holder at once, whatever state its entry is in, and one that
+// has given up asking does so, too. Without announcements that takes the time until it doubts what it knows: up to a minute.
+func TestAnnouncementMovesNeighbours(t *testing.T) {
+	for name, state := range map[string]int{
+		"reachable": netlink.NUD_REACHABLE, "stale": netlink.NUD_STALE, "delay": netlink.NUD_DELAY, "incomplete": netlink.NUD_INCOMPLETE, "failed": netlink.NUD_FAILED,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			a := announcer{log: testLog(t)}
+			var here *space
+			here.serve(t, "host", 80)
+			node, err := netlink.LinkByName("up")
+			must(t, err)
+			for _, vip := range []netip.Addr{addr("192.0.2.200"), addr("fd00:9::200")} {
+				entry := &netlink.Neigh{IP: vip.AsSlice(), State: state}
+				known := state&(netlink.NUD_INCOMPLETE|netlink.NUD_FAILED) == 0
+				if known {
+					entry.HardwareAddr = net.HardwareAddr{2, 0, 0, 0, 0, 99}
+				}
+				neighbour := func() (found netlink.Neigh) {
+					must(t, s.outside.do(func() error {
+						list, err := netlink.NeighList(entry.LinkIndex, 0)
+						for _, n := range list {
+							if n.IP.Equal(entry.IP) {
+								found = n
+							}
+						}
+						return err
+					}))
+					return found
+				}
+				must(t, s.outside.do(func() error {
+					link, err := netlink.LinkByName("eth0")
+					if err != nil {
+						return err
+					}
+					entry.LinkIndex = link.Attrs().Index
+					return netlink.NeighSet(entry)
+				}))
+				if n := neighbour(); n.State != state {
+					t.Fatalf("the neighbour's entry is %+v", n)
+				}
+				begin := time.Now()
+				must(t, a.apply(map[netip.Addr]time.Duration{vip: 5 * time.Second}))
+				if known {
+					eventually(t, "the neighbour to know the new holder", func() error {
+						if n := neighbour(); !slices.Equal(n.HardwareAddr, node.Attrs().HardwareAddr) {
+							return fmt.Errorf("%+v", n)
+						}
+						return nil
+					})
+				}
+				if who, _, err := s.outside.ask("tcp", vip.String(), 80); who != "host" {
+					t.Errorf("%s: %q, %v", vip, who, err)
+				}
+				if took := time.Since(begin); took > 4*time.Second {
+					t.Errorf("%s: an answer after %s", vip, took)
+				}
+			}
+		})
+	}
+}
+
 func bound(t *testing.T, a netip.Addr) bool {
 	t.Helper()
 	all, err := netlink.AddrList(nil, netlink.FAMILY_ALL)

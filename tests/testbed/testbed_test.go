@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -88,8 +90,27 @@ func TestExec(t *testing.T) {
 	}
 }
 
+// hostMAC is the hardware address under which machines know the host.
+func hostMAC(t *testing.T, bed *testbed.Bed) string {
+	t.Helper()
+	list, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range list {
+		addrs, err := i.Addrs()
+		if err == nil && slices.ContainsFunc(addrs, func(a net.Addr) bool { return strings.HasPrefix(a.String(), bed.Gateway()+"/") }) {
+			return i.HardwareAddr.String()
+		}
+	}
+	t.Fatal("the host is not in the machines' network")
+	return ""
+}
+
 func TestFilesAndPowerCut(t *testing.T) {
-	m := machine(t, testbed.New(t), "m1", testbed.Memory("200M"))
+	bed := testbed.New(t)
+	m := machine(t, bed, "m1", testbed.Memory("200M"))
+	mac := hostMAC(t, bed)
 	do(t, func(ctx context.Context) error {
 		return errors.Join(
 			m.WriteFile("/var/lib/kept", []byte("kept"), 0o600),
@@ -116,6 +137,9 @@ func TestFilesAndPowerCut(t *testing.T) {
 	do(t, m.PowerCut)
 	if _, err := m.Exec(deadline(t, time.Minute), "true"); err == nil {
 		t.Error("a machine without power runs commands")
+	}
+	if now := hostMAC(t, bed); now != mac {
+		t.Errorf("the host has another MAC after the power cut: %s, before %s", now, mac)
 	}
 	do(t, m.Boot)
 	if running, err := p.Running(deadline(t, time.Minute)); running || err != nil {
