@@ -68,7 +68,8 @@ func (m *Machine) runAgent(ctx context.Context) error {
 
 // preflight refuses what cannot work before anything is written: the machine, then the arguments for components.
 func (m *Machine) preflight(ctx context.Context) error {
-	errs := []error{check.RunFatal(ctx, CheckOptions(m.cfg))}
+	o := CheckOptions(m.cfg)
+	errs := []error{m.AwaitPorts(ctx, o), check.RunFatal(ctx, o)}
 	if c := m.cfg; len(c.KubeletArgs)+len(c.KubeProxyArgs) > 0 {
 		errs = append(errs, node.CheckArgs(NodeConfig(c, Credentials{})))
 	}

@@ -377,13 +377,60 @@ func NodeConfig(c *config.Config, credentials Credentials) node.Config {
 	return cfg
 }
 
+// lingering is how long a start waits for the children of a Kedge that was killed. They end with it, and a busy machine takes a while to
+// free the memory of a process before it closes its files.
+const lingering = 15 * time.Second
+
+// AwaitPorts waits until what was left of a Kedge that was killed has let go of the ports that o names. What else holds them is for the
+// preflight to tell.
+func (m *Machine) AwaitPorts(ctx context.Context, o check.Options) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, lingering, errLingering)
+	defer cancel()
+	said := false
+	for start := time.Now(); ; {
+		held, err := check.Lingering(ctx, o)
+		if err != nil || len(held) == 0 || locked(m.cfg.RunDir) {
+			if err == nil && said {
+				m.log.Info("the ports are free", "took", time.Since(start).Round(time.Millisecond))
+			}
+			return nil //nolint:nilerr // the preflight looks again
+		}
+		if !said {
+			said = true
+			m.log.Warn("what is left of a Kedge that was killed still holds ports, waiting for them", "ports", held)
+		}
+		select {
+		case <-ctx.Done():
+			if !errors.Is(context.Cause(ctx), errLingering) {
+				return ctx.Err()
+			}
+			m.log.Warn("the ports are still held", "ports", held, "waited", lingering)
+			return nil
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+var errLingering = errors.New("the ports are still held")
+
+// locked tells whether another Kedge has the lock.
+func locked(runDir string) bool {
+	f, err := os.Open(lockFile(runDir))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return flock(f) != nil
+}
+
+func lockFile(runDir string) string { return filepath.Join(runDir, "kedge.lock") }
+
 // Lock makes sure that one Kedge runs on a machine. The lock ends with the process, whatever ends it.
 func Lock(runDir string) (unlock func(), err error) {
 	if err := os.MkdirAll(runDir, 0o711); err != nil {
 		return nil, err
 	}
-	file := filepath.Join(runDir, "kedge.lock")
-	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(lockFile(runDir), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}

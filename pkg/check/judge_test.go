@@ -405,3 +405,37 @@ func TestConfiguration(t *testing.T) {
 	want{Pass, "accepted", ""}.check(t, probeConfiguration(t.Context(), Options{}))
 	want{Fail, "--a: bad; --b: bad", "Correct"}.check(t, probeConfiguration(t.Context(), Options{ConfigErr: errors.Join(errors.New("--a: bad"), errors.New("--b: bad"))}))
 }
+
+// After a Kedge was killed its children's ports are waited for, and nobody else's.
+func TestLingers(t *testing.T) {
+	clash := func(inodes ...uint64) (list []socket) {
+		for _, inode := range inodes {
+			list = append(list, socket{addr: netip.IPv6Unspecified(), port: 6443, inode: inode})
+		}
+		return list
+	}
+	holders := map[uint64]holder{
+		1: {pid: 1, name: "kedge [controlplane]", kedge: true},
+		2: {pid: 2, name: "exe", ending: true},
+		3: {pid: 3, name: "nginx"},
+	}
+	for _, test := range []struct {
+		name   string
+		use    portUse
+		kernel bool
+		want   bool
+	}{
+		{"free", portUse{}, false, false},
+		{"a child of Kedge", portUse{clash(1), holders}, false, true},
+		{"a process without memory", portUse{clash(2), holders}, false, true},
+		{"nobody to be seen", portUse{clash(4), holders}, false, true},
+		{"all of them", portUse{clash(1, 2, 4), holders}, false, true},
+		{"another program", portUse{clash(3), holders}, false, false},
+		{"another program, too", portUse{clash(1, 3), holders}, false, false},
+		{"a VXLAN device", portUse{clash(4), nil}, true, false},
+	} {
+		if got := test.use.lingers(test.kernel); got != test.want {
+			t.Errorf("%s: %t", test.name, got)
+		}
+	}
+}

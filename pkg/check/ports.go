@@ -83,51 +83,93 @@ type socket struct {
 	inode uint64
 }
 
-func probePorts(ctx context.Context, o Options) Result {
+// portUse is what was found out about a port of Options.Ports.
+type portUse struct {
+	clashes []socket // in the way
+	holders map[uint64]holder
+}
+
+// lookAtPorts finds what is in the way of listening on the ports of o, in their order.
+func lookAtPorts(ctx context.Context, o Options) ([]portUse, error) {
 	proc, err := procfs.NewDefaultFS()
 	if err != nil {
-		return unprobed(err)
+		return nil, err
 	}
 	taken := map[string][]socket{}
 	for _, proto := range []string{"tcp", "udp"} {
 		if taken[proto], err = sockets("/proc/net", proto); err != nil {
-			return unprobed(err)
+			return nil, err
 		}
 	}
-	items := make([]Item, len(o.Ports))
-	clashes := make([][]socket, len(o.Ports))
+	uses := make([]portUse, len(o.Ports))
 	wanted := map[uint64]bool{}
 	for i, p := range o.Ports {
-		items[i] = Item{Name: p.String(), Result: Result{Status: Pass, Finding: "free (" + p.Purpose + ")"}}
-		if clashes[i] = clashing(p, taken[p.Proto]); len(clashes[i]) == 0 {
+		clashes := clashing(p, taken[p.Proto])
+		if len(clashes) == 0 {
 			continue
 		}
 		// An IPv6 socket on all addresses may or may not cover IPv4; only the attempt tells.
 		if err := tryBind(ctx, p); err == nil || !errors.Is(err, unix.EADDRINUSE) {
-			clashes[i] = nil
+			continue
 		}
-		for _, s := range clashes[i] {
+		uses[i].clashes = clashes
+		for _, s := range clashes {
 			wanted[s.inode] = true
 		}
 	}
-	if len(wanted) > 0 {
-		holders, err := socketHolders(proc, wanted)
-		if err != nil {
-			return unprobed(err)
-		}
-		for i, p := range o.Ports {
-			if len(clashes[i]) == 0 {
-				continue
-			}
-			_, held := holders[clashes[i][0].inode]
+	if len(wanted) == 0 {
+		return uses, nil
+	}
+	holders, err := socketHolders(proc, wanted)
+	for i := range uses {
+		uses[i].holders = holders
+	}
+	return uses, err
+}
+
+func probePorts(ctx context.Context, o Options) Result {
+	uses, err := lookAtPorts(ctx, o)
+	if err != nil {
+		return unprobed(err)
+	}
+	items := make([]Item, len(o.Ports))
+	for i, p := range o.Ports {
+		items[i] = Item{Name: p.String(), Result: Result{Status: Pass, Finding: "free (" + p.Purpose + ")"}}
+		if u := uses[i]; len(u.clashes) > 0 {
+			_, held := u.holders[u.clashes[0].inode]
 			if devices := vxlanDevices(p.Port); p.Proto == "udp" && !held && len(devices) > 0 {
 				items[i].Result = judgeVXLANPort(devices)
 			} else {
-				items[i].Result = judgePort(p, clashes[i], holders, o.ExpectRunning)
+				items[i].Result = judgePort(p, u.clashes, u.holders, o.ExpectRunning)
 			}
 		}
 	}
 	return combine(items, portSummary(items))
+}
+
+// Lingering names the ports of o that are likely to be free in a moment, given that no Kedge runs on this machine: children of one that was killed
+// hold them, or a process of which nothing is left but its files, or nobody that could be seen, which is so at the very end.
+func Lingering(ctx context.Context, o Options) ([]string, error) {
+	o = o.withDefaults()
+	uses, err := lookAtPorts(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for i, p := range o.Ports {
+		if uses[i].lingers(p.Proto == "udp" && len(vxlanDevices(p.Port)) > 0) {
+			names = append(names, p.String())
+		}
+	}
+	return names, nil
+}
+
+// lingers: nothing that stays holds the port. kernel: sockets without a process are the kernel's.
+func (u portUse) lingers(kernel bool) bool {
+	return len(u.clashes) > 0 && !slices.ContainsFunc(u.clashes, func(s socket) bool {
+		h, seen := u.holders[s.inode]
+		return seen && !h.kedge && !h.ending || !seen && kernel
+	})
 }
 
 // portSummary is what is said when nothing is wrong.
@@ -260,9 +302,10 @@ func tryBind(ctx context.Context, p Port) error {
 
 // holder is a process that has a socket open.
 type holder struct {
-	pid   int
-	name  string
-	kedge bool // the same program as this one
+	pid    int
+	name   string
+	kedge  bool // the same program as this one
+	ending bool // it has ended, but for its files
 }
 
 // socketHolders looks through the open files of all processes for sockets with these inodes. Without root the
@@ -287,7 +330,8 @@ func socketHolders(proc procfs.FS, inodes map[uint64]bool) (map[uint64]holder, e
 				name := processName(p)
 				// By name, too: the one that is checking may be a newer release, not yet installed.
 				own := name == "kedge" || strings.HasPrefix(name, "kedge [") || sameProgram(p.PID)
-				found[inode] = holder{pid: p.PID, name: name, kedge: own}
+				args, err := p.CmdLine() // goes with its memory, which goes first
+				found[inode] = holder{pid: p.PID, name: name, kedge: own, ending: err == nil && len(args) == 0}
 			}
 		}
 	}

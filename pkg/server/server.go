@@ -161,8 +161,8 @@ func (s *server) run(ctx context.Context, known *agent.Membership) error {
 
 // preflight refuses what cannot work before anything is written: the machine, then the arguments for components.
 func (s *server) preflight(ctx context.Context) error {
-	var errs []error
-	errs = append(errs, check.RunFatal(ctx, CheckOptions(s.cfg)))
+	o := CheckOptions(s.cfg)
+	errs := []error{s.AwaitPorts(ctx, o), check.RunFatal(ctx, o)}
 	// Building the components' options takes a while: only when there is something to check.
 	if c := s.cfg; len(c.KubeAPIServerArgs)+len(c.KubeControllerManagerArgs)+len(c.KubeSchedulerArgs) > 0 {
 		errs = append(errs, controlplane.CheckArgs(s.controlPlaneConfig()))
