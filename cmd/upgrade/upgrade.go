@@ -10,7 +10,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -36,6 +35,7 @@ keep running. On a server the datastore is saved first.
    kedge upgrade --all --from FILE [--parallel 3] [--drain]               the cluster, from any server: servers one by one, then agents
    kedge upgrade --status                                                 what is under way, and what was
    kedge upgrade --rollback                                               this machine, to the version before
+   kedge upgrade --all --rollback                                         the cluster: agents, then servers one by one
 
 A machine takes what is signed by the key of its own build, or by one in /etc/kedge/release.pub.`
 
@@ -84,8 +84,19 @@ func (c *command) run() error {
 	switch {
 	case c.Bool("status") || c.Bool("history"):
 		return c.show()
-	case c.Bool("rollback") && (c.Bool("all") || len(from) > 0):
-		return errors.New("--rollback is for this machine, and needs no release; to take a cluster back, give the older release with --all --from FILE --force")
+	case c.Bool("rollback") && len(from) > 0:
+		return errors.New("--rollback needs no release: a machine has kept its version before; --from FILE goes to any")
+	}
+	if !c.Bool("all") {
+		for _, flag := range []string{"parallel", "drain", "drain-timeout", "window", "skip"} {
+			if c.IsSet(flag) {
+				return fmt.Errorf("--%s is for --all, which upgrades the cluster", flag)
+			}
+		}
+	}
+	switch {
+	case c.Bool("rollback") && c.Bool("all"):
+		return c.all(nil)
 	case c.Bool("rollback"):
 		return c.one(nil)
 	case len(from) == 0:
@@ -96,12 +107,10 @@ func (c *command) run() error {
 	if err != nil {
 		return err
 	}
-	tmp, err := c.scratch(dataDir)
-	if err != nil {
-		return err
+	if _, err := os.Stat(dataDir); err != nil {
+		dataDir = "" // Kedge has never run here: downloads go where all temporary files go
 	}
-	defer os.RemoveAll(tmp)
-	sources, err := rollout.Sources(c.Context.Context, from, tmp, keys, c.say(""))
+	sources, err := rollout.Sources(c.Context.Context, from, dataDir, keys, c.say(""))
 	if err != nil {
 		return err
 	}
@@ -109,19 +118,6 @@ func (c *command) run() error {
 		return c.all(sources)
 	}
 	return c.one(sources)
-}
-
-// scratch is a directory for downloads on the disk of the data, if there are any.
-func (c *command) scratch(dataDir string) (string, error) {
-	for _, from := range c.StringSlice("from") {
-		if strings.Contains(from, "://") {
-			if _, err := os.Stat(dataDir); err != nil {
-				dataDir = ""
-			}
-			return os.MkdirTemp(dataDir, ".upgrade-")
-		}
-	}
-	return "", nil
 }
 
 // dataDir is that of the Kedge that runs.
@@ -183,17 +179,23 @@ func (c *command) offline(source *rollout.Source) error {
 		staging.DataDir = filepath.Dir(program) // never used yet
 	}
 	c.say("")("kedge does not run on this machine: its program is exchanged without being tried")
+	judge := func(target string) error {
+		remarks, err := upgrade.Facts{Server: true, Current: version.Version, Back: source == nil}.Judge(target, c.Bool("force"))
+		for _, remark := range remarks {
+			c.say("")("remark: " + remark)
+		}
+		return err
+	}
 	target := ""
 	if source == nil {
 		if target, err = staging.Back(c.Context.Context); err != nil {
 			return err
 		}
-	} else {
-		remarks, err := upgrade.Facts{Server: true, Current: version.Version}.Judge(source.Version, c.Bool("force"))
-		for _, remark := range remarks {
-			c.say("")("remark: " + remark)
+		if err := judge(target); err != nil {
+			return errors.Join(err, staging.Unstage())
 		}
-		if err != nil || c.Bool("dry-run") {
+	} else {
+		if err := judge(source.Version); err != nil || c.Bool("dry-run") {
 			return err
 		}
 		src, _, err := source.Open()
@@ -245,7 +247,7 @@ func (c *command) all(sources map[string]rollout.Source) error {
 	if err != nil {
 		return err
 	}
-	o := rollout.Options{Config: config, Sources: sources, By: fmt.Sprintf("%s (pid %d)", host, os.Getpid()), Parallel: c.Int("parallel"), Drain: c.Bool("drain"),
+	o := rollout.Options{Config: config, Sources: sources, Back: sources == nil, By: fmt.Sprintf("%s (pid %d)", host, os.Getpid()), Parallel: c.Int("parallel"), Drain: c.Bool("drain"),
 		DrainTimeout: c.Duration("drain-timeout"), Window: window, Skip: c.StringSlice("skip"), Force: c.Bool("force"), Timeout: c.Duration("timeout"),
 		DryRun: c.Bool("dry-run"), Say: func(node, text string) { c.say(node)(text) }}
 	for _, s := range sources {
@@ -254,11 +256,12 @@ func (c *command) all(sources map[string]rollout.Source) error {
 	if st, err := rollout.Local(c.String("run-dir")).Status(c.Context.Context); err == nil {
 		o.Self = st.Node
 	}
-	if err := rollout.Run(c.Context.Context, o); err != nil {
-		return fmt.Errorf("%w\nwhat has been upgraded stays so; the same command again goes on with the others", err)
+	version, err := rollout.Run(c.Context.Context, o)
+	if err != nil {
+		return fmt.Errorf("%w\nwhat has been done stays so; the same command again goes on with the others", err)
 	}
 	if !o.DryRun {
-		c.say("")("all machines have " + o.Version)
+		c.say("")("all machines have " + version)
 	}
 	return nil
 }

@@ -54,7 +54,7 @@ type UpgradeRequest struct {
 	Force   bool          // see upgrade.Facts.Judge
 	Timeout time.Duration // zero: upgrade.DefaultTimeout
 	SHA256  string        // of the program that was sent; with Check, nothing needs to have been sent
-	Info    release.Info  // with Check: what would be sent
+	Info    release.Info  // with Check: what would be sent; with Back: the version that the previous one has to be, if any
 	Signer  string        // with Check: who has signed it
 	Cluster bool          // with Check: the servers get it before this machine
 }
@@ -204,7 +204,8 @@ func (m *Machine) serveRelease(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveUpgrade answers POST with lines of progress. The last one is "ok" with the upgrade's ID, or begins with "error: ".
+// serveUpgrade answers POST with lines of progress. The last one is "ok" with the upgrade's ID, with Check the version that it would go
+// to, or begins with "error: ".
 func (m *Machine) serveUpgrade(w http.ResponseWriter, r *http.Request) {
 	say := func(text string) {
 		if _, err := fmt.Fprintln(w, text); err == nil {
@@ -226,12 +227,12 @@ func (m *Machine) serveUpgrade(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	say(strings.TrimSpace("ok " + id))
-	if id != "" {
+	if !req.Check {
 		time.AfterFunc(restartDelay, func() { m.upgrading.once.Do(func() { close(m.upgrading.restart) }) })
 	}
 }
 
-// upgrade prepares everything for the next start to be that of another version. Without an ID there is none.
+// upgrade prepares everything for the next start to be that of another version. With Check it says only which one that would be.
 func (m *Machine) upgrade(ctx context.Context, req UpgradeRequest, say func(string)) (id string, err error) {
 	staging, err := m.upgradeStaging()
 	if err != nil {
@@ -239,24 +240,22 @@ func (m *Machine) upgrade(ctx context.Context, req UpgradeRequest, say func(stri
 	}
 	target := req.Info.Version
 	switch {
-	case req.Check:
-		if !req.Back {
-			if err := errors.Join(upgrade.CheckArch(req.Info), release.Trusts(staging.Keys, req.Signer), staging.Check(req.Info.Size)); err != nil {
-				return "", err
-			}
-			break
-		}
-		fallthrough
 	case req.Back:
 		if target, err = staging.Back(ctx); err != nil {
 			return "", err
 		}
-		if req.Check {
-			if err := staging.Unstage(); err != nil {
-				return "", err
+		defer func() {
+			if req.Check || err != nil {
+				err = errors.Join(err, staging.Unstage())
 			}
+		}()
+		if want := req.Info.Version; want != "" && want != target {
+			return "", fmt.Errorf("the version before is %s on this machine, and not %s", target, want)
 		}
-		req.Force = true // the operator wants that version, whatever it is
+	case req.Check:
+		if err := errors.Join(upgrade.CheckArch(req.Info), release.Trusts(staging.Keys, req.Signer), staging.Check(req.Info.Size)); err != nil {
+			return "", err
+		}
 	default:
 		if m.upgrading.staged == nil || m.upgrading.staged.SHA256 != req.SHA256 {
 			return "", errors.New("that release has not been sent to this machine, or Kedge has started again since: send it again")
@@ -267,6 +266,7 @@ func (m *Machine) upgrade(ctx context.Context, req UpgradeRequest, say func(stri
 		target = m.upgrading.staged.Version
 	}
 	facts := m.upgradeFacts(ctx)
+	facts.Back = req.Back
 	if req.Cluster && !facts.Server {
 		facts.Servers = nil
 	}
@@ -279,7 +279,7 @@ func (m *Machine) upgrade(ctx context.Context, req UpgradeRequest, say func(stri
 	}
 	if req.Check {
 		say(fmt.Sprintf("%s %s can go from %s to %s", m.cfg.Role, m.cfg.NodeName, version.Version, target))
-		return "", nil
+		return target, nil
 	}
 	p := upgrade.Pending{From: version.Version, To: target, Program: staging.Program, Timeout: req.Timeout, Back: req.Back}
 	if m.SaveDatastore != nil {

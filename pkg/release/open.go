@@ -4,6 +4,7 @@ package release
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"debug/elf"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // Open gives a release archive as Extract takes it, from a file or from an unpacked directory, which has kept the name that it had in
@@ -39,11 +41,35 @@ func Open(path string) (r io.ReadCloser, size int64, err error) {
 	return pr, 0, nil
 }
 
-// Get downloads a release to a file that must not exist, and says how far it is. An incomplete file is removed.
-func Get(ctx context.Context, from, to string, progress func(done, total int64)) (err error) {
+// stallTimeout is how long a server may send nothing. A slow one may take as long as it does.
+const stallTimeout = time.Minute
+
+// errStalled ends a download of which nothing comes any more.
+var errStalled = errors.New("nothing came for a while")
+
+// Get downloads a release, and says how far it is. What was written when it returns an error is worth nothing.
+func Get(ctx context.Context, from string, to io.Writer, progress func(done, total int64)) error {
+	return get(ctx, from, to, stallTimeout, progress)
+}
+
+func get(ctx context.Context, from string, to io.Writer, stall time.Duration, progress func(done, total int64)) error {
 	u, err := url.Parse(from)
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" {
-		return fmt.Errorf("%q is not the URL of a release", from)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
+		return fmt.Errorf("%q is not the URL of a release: https://HOST/kedge-VERSION-linux-ARCH.tar.zst", from)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watchdog := time.AfterFunc(stall, func() { cancel(fmt.Errorf("%w (%s)", errStalled, stall)) })
+	defer watchdog.Stop()
+	failed := func(n, total int64, err error) error {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		after := ""
+		if total > 0 {
+			after = fmt.Sprintf(" after %d of %d bytes", n, total)
+		}
+		return fmt.Errorf("the download of %s ended%s: %w; the same command begins it anew", u.Redacted(), after, err)
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
 	if err != nil {
@@ -51,28 +77,26 @@ func Get(ctx context.Context, from, to string, progress func(done, total int64))
 	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return fmt.Errorf("download: %w", err)
+		var inner *url.Error // it would name the URL again
+		if errors.As(err, &inner) {
+			err = inner.Err
+		}
+		return failed(0, 0, err)
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("download %s: %s", from, res.Status)
+		return fmt.Errorf("%s cannot be downloaded: the server says %q", u.Redacted(), res.Status)
 	}
-	f, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err = errors.Join(err, f.Close()); err != nil {
-			err = errors.Join(err, os.Remove(to))
+	total := max(res.ContentLength, 0)
+	counter := &Progress{Total: total, Report: func(done, total int64) {
+		watchdog.Reset(stall)
+		if progress != nil {
+			progress(done, total)
 		}
-	}()
-	counter := &Progress{Total: max(res.ContentLength, 0), Report: progress}
-	n, err := io.Copy(f, io.TeeReader(io.LimitReader(res.Body, maxBytes), counter))
-	switch {
-	case err != nil:
-		return fmt.Errorf("download %s: %w", from, err)
-	case res.ContentLength > 0 && n != res.ContentLength:
-		return fmt.Errorf("download %s: it ended after %d of %d bytes", from, n, res.ContentLength)
+	}}
+	n, err := io.Copy(to, io.TeeReader(io.LimitReader(res.Body, maxBytes), counter))
+	if err != nil || total > 0 && n != total {
+		return failed(n, total, cmp.Or(err, io.ErrUnexpectedEOF))
 	}
 	return nil
 }

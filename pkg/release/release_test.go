@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -192,23 +193,45 @@ func TestGet(t *testing.T) {
 		case "/short":
 			w.Header().Set("Content-Length", fmt.Sprint(len(good)))
 			w.Write(good[:10])
+		case "/stalled":
+			w.Header().Set("Content-Length", fmt.Sprint(len(good)))
+			w.Write(good[:10])
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		case "/silent":
+			<-r.Context().Done()
+		case "/slow":
+			for i := range good[:20] {
+				w.Write(good[i : i+1])
+				w.(http.Flusher).Flush()
+				time.Sleep(20 * time.Millisecond)
+			}
 		default:
 			http.NotFound(w, r)
 		}
 	}))
 	defer srv.Close()
-	to := filepath.Join(t.TempDir(), "a")
+	const stall = 200 * time.Millisecond
+	var got bytes.Buffer
 	var seen int64
-	if err := Get(t.Context(), srv.URL+"/good", to, func(done, _ int64) { seen = done }); err != nil || seen != int64(len(good)) {
+	if err := get(t.Context(), srv.URL+"/good", &got, time.Minute, func(done, _ int64) { seen = done }); err != nil || seen != int64(len(good)) || !bytes.Equal(got.Bytes(), good) {
 		t.Errorf("%v, %d bytes reported", err, seen)
 	}
-	for _, path := range []string{"/short", "/none"} {
-		to := filepath.Join(t.TempDir(), "b")
-		if err := Get(t.Context(), srv.URL+path, to, nil); err == nil {
-			t.Error(path, "was taken")
-		}
-		if _, err := os.Stat(to); err == nil {
-			t.Error(path, "left a file behind")
+	if err := get(t.Context(), srv.URL+"/slow", io.Discard, stall, nil); err != nil {
+		t.Errorf("a slow server: %v", err)
+	}
+	size := fmt.Sprint(len(good))
+	for from, want := range map[string]string{
+		srv.URL + "/short":        "ended after 10 of " + size + " bytes: unexpected EOF; the same command begins it anew",
+		srv.URL + "/stalled":      "ended after 10 of " + size + " bytes: nothing came for a while (200ms)",
+		srv.URL + "/silent":       "nothing came for a while (200ms)",
+		srv.URL + "/none":         `/none cannot be downloaded: the server says "404 Not Found"`,
+		"http://127.0.0.1:1/none": "connection refused",
+		"ftp://127.0.0.1/none":    "not the URL of a release",
+		"http:///none":            "not the URL of a release",
+	} {
+		if err := get(t.Context(), from, io.Discard, stall, nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", from, err, want)
 		}
 	}
 }

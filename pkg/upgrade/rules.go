@@ -60,6 +60,7 @@ type Facts struct {
 	Kubelets map[string]string // versions of other nodes' kubelets, for a server
 	Missing  string            // what is not ready here
 	NotReady []string          // other servers that are not
+	Back     bool              // it goes back to its previous version: as a rule because something is not ready
 }
 
 // kubeletSkew is how many minor versions a kubelet may be behind the API servers.
@@ -81,19 +82,24 @@ func (f Facts) Judge(to string, force bool) (remarks []string, err error) {
 	}
 	var against []string
 	say := func(format string, args ...any) { against = append(against, fmt.Sprintf(format, args...)) }
+	doubt := say
+	if f.Back {
+		doubt = func(format string, args ...any) { remarks = append(remarks, fmt.Sprintf(format, args...)) }
+	}
 	if f.Missing != "" {
-		say("this machine is not ready now, and whether it is after an upgrade says nothing then: %s", f.Missing)
+		doubt("this machine is not ready now, and whether it is after an upgrade says nothing then: %s", f.Missing)
 	}
 	switch {
 	case target.Compare(current) == 0:
-		say("this machine runs %s already", current)
+		doubt("this machine runs %s already", current)
 	case target.minors(current) < 0:
-		say("from %s to %s is a step back of a minor version: what the newer one has stored may not be readable", current, target)
+		say("from %s to %s is a step back of a minor version, which Kubernetes does not support: what the newer one has stored may not be readable; "+
+			"the snapshot from before the upgrade is the way back", current, target)
 	case target.Compare(current) < 0:
 		remarks = append(remarks, fmt.Sprintf("%s is older than %s, which runs here", target, current))
 	}
 	if f.Server {
-		f.judgeServer(current, target, say)
+		f.judgeServer(current, target, say, doubt)
 	} else {
 		for name, v := range sorted(f.Servers) {
 			if server, err := ParseVersion(v); err == nil && target.minors(server) > 0 {
@@ -110,7 +116,7 @@ func (f Facts) Judge(to string, force bool) (remarks []string, err error) {
 	return remarks, nil
 }
 
-func (f Facts) judgeServer(current, target Version, say func(string, ...any)) {
+func (f Facts) judgeServer(current, target Version, say, doubt func(string, ...any)) {
 	if target.minors(current) > 1 {
 		say("from %s to %s are %d minor versions, and servers take one at a time: upgrade to a v%d.%d first", current, target, target.minors(current),
 			current.kubernetes.Major(), current.kubernetes.Minor()+1)
@@ -133,7 +139,7 @@ func (f Facts) judgeServer(current, target Version, say func(string, ...any)) {
 	// With two servers each restart takes the majority away for a moment, and with one that there is.
 	if len(f.NotReady) > 0 && len(f.Servers) > 1 {
 		slices.Sort(f.NotReady)
-		say("other servers are not ready (%s): with this one starting again, the datastore may lose its majority", strings.Join(f.NotReady, ", "))
+		doubt("other servers are not ready (%s): with this one starting again, the datastore may lose its majority", strings.Join(f.NotReady, ", "))
 	}
 }
 

@@ -41,6 +41,7 @@ type releases struct {
 	program           []byte // under test
 	old, new          string // versions
 	good, bad, forged string // archives as machines see them
+	minor             []byte // a program that says it is an older minor version
 	pub               []byte // the key that the first two are signed with
 }
 
@@ -66,6 +67,7 @@ func makeReleases(t *testing.T) *releases {
 		t.Fatal(err)
 	}
 	const place = "VERSION.VERSION.VERSION.VERSION."
+	r.minor = bytes.ReplaceAll(broken, []byte(place), fmt.Appendf(nil, "%-*s", len(place), "v1.1.0+kedge1"))
 	broken = bytes.ReplaceAll(broken, []byte(place), fmt.Appendf(nil, "%-*s", len(place), version("9")))
 	pub, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -141,8 +143,12 @@ func (r *releases) machine(t *testing.T, bed *testbed.Bed, name string, args ...
 		out, err := s.Shell(ctx, "journalctl --no-pager -b -u kedge; kedge status; kedge upgrade --status; ls -la /usr/local/bin /var/lib/kedge/upgrade")
 		_ = os.WriteFile(filepath.Join(dir, name, "journal.txt"), []byte(fmt.Sprintln(out, err)), 0o644) // a test has failed already
 	})
-	cluster.Do(t, func(ctx context.Context) error { // ends when it is ready
-		_, err := s.Shell(ctx, "systemctl daemon-reload && systemctl enable --now kedge")
+	cluster.Do(t, func(ctx context.Context) error { // ends when it is ready, if it is the first
+		start := "systemctl daemon-reload && systemctl enable --now kedge"
+		if len(args) > 1 {
+			start += " --no-block"
+		}
+		_, err := s.Shell(ctx, start)
 		return err
 	})
 	return s
@@ -160,7 +166,10 @@ type state struct {
 	}
 	Cluster *struct {
 		Phase, Text string
-		Nodes       []struct{ Name, Phase, Text string }
+		Nodes       []struct {
+			Name, Phase, Text string
+			Began, Ended      time.Time
+		}
 	}
 }
 

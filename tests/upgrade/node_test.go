@@ -64,8 +64,13 @@ func testNode(t *testing.T, r *releases) {
 	if out, err := upgrade(t, s, "--dry-run", "--from", r.good); err != nil || !strings.Contains(out, "can go from "+r.old+" to "+r.new) {
 		t.Errorf("%v: %s", err, out)
 	}
-	if st := runs(t, s, r.old); len(st.History) != 0 {
-		t.Errorf("something was done: %+v", st.History)
+	url := testDownloads(t, r, s)
+	if err := s.WriteFile(cluster.Program+".previous", r.minor, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	failed("back by minor versions", "a step back of a minor version", "--rollback")
+	if out, err := s.Shell(t.Context(), "rm /usr/local/bin/kedge.previous; ls /usr/local/bin"); err != nil || out != "kedge\n" {
+		t.Errorf("left behind: %q, %v", out, err)
 	}
 	failed("a version that crashes", "ended 3 times", "--from", r.bad)
 	runs(t, s, r.old)
@@ -75,7 +80,7 @@ func testNode(t *testing.T, r *releases) {
 		t.Errorf("left behind: %q, %v", out, err)
 	}
 
-	if out, err := upgrade(t, s, "--from", r.good); err != nil {
+	if out, err := upgrade(t, s, "--from", url); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	st := runs(t, s, r.new)

@@ -10,6 +10,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -30,6 +31,7 @@ type Options struct {
 	Config       *rest.Config // of an administrator
 	Sources      map[string]Source
 	Version      string // of the sources
+	Back         bool   // to the version before, without sources
 	By           string // who does it, for people
 	Self         string // this machine's node: the last of the servers; may be empty
 	Parallel     int    // agents at a time
@@ -49,40 +51,45 @@ type rollout struct {
 	client  kubernetes.Interface
 	record  *record
 	targets map[string]*Target
-	last    *State // of an upgrade before; nil: none
+	last    *State     // of an upgrade before; nil: none
+	window  sync.Mutex // held while somebody waits for it to open
 }
 
-// Run upgrades a cluster: servers one after the other, then agents. It stops at the first failure; run again, it goes on with those that
-// do not have the version.
-func Run(ctx context.Context, o Options) error {
+// Run upgrades a cluster: servers one after the other, then agents; back to the version before the other way round. It stops at the first
+// failure; run again, it goes on with those that do not have the version, which it returns.
+func Run(ctx context.Context, o Options) (version string, err error) {
 	client, err := kubernetes.NewForConfig(o.Config)
 	if err != nil {
-		return err
+		return "", err
 	}
 	r := &rollout{Options: o, client: client, record: &record{client: client}, targets: map[string]*Target{}}
 	last, err := Load(ctx, client)
 	if err != nil {
-		return err
+		return "", err
 	}
 	r.last = last
 	if err := r.free(last); err != nil {
-		return err
+		return "", err
 	}
 	nodes, err := r.plan(ctx)
 	if err != nil {
-		return err
+		return "", err
 	}
-	if err := r.check(ctx, nodes); err != nil {
-		return fmt.Errorf("nothing was changed: %w", err)
+	check := r.check
+	if r.Back {
+		check = r.checkBack
+	}
+	if err := check(ctx, nodes); err != nil {
+		return "", fmt.Errorf("nothing was changed: %w", err)
 	}
 	if o.DryRun {
-		return nil
+		return r.Version, nil
 	}
 	inherit(nodes, last)
 	now := time.Now().UTC()
-	r.record.state = State{Version: o.Version, Phase: Running, Began: now, By: o.By, Nodes: nodes}
+	r.record.state = State{Version: r.Version, Back: r.Back, Phase: Running, Began: now, By: o.By, Nodes: nodes}
 	if err := r.record.change(ctx, func(*State) {}); err != nil {
-		return err
+		return "", err
 	}
 	work, stop := context.WithCancel(ctx)
 	defer stop()
@@ -91,7 +98,7 @@ func Run(ctx context.Context, o Options) error {
 	// Also when somebody has given up: others shall see that.
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
 	defer cancel()
-	return errors.Join(err, r.record.change(end, func(s *State) {
+	return r.Version, errors.Join(err, r.record.change(end, func(s *State) {
 		s.Phase, s.Text = Done, ""
 		if err != nil {
 			s.Phase, s.Text = Failed, err.Error()
@@ -151,7 +158,7 @@ func (r *rollout) plan(ctx context.Context) ([]Node, error) {
 	}
 	for name, s := range servers {
 		if !seen[name] && s.Version != r.Version && !slices.Contains(r.Skip, name) {
-			return nil, fmt.Errorf("nothing was changed: the server %s is no node, and can only be upgraded there: kedge upgrade --from …, then again here, or --skip %s", name, name)
+			return nil, fmt.Errorf("nothing was changed: the server %s is no node, and can only be upgraded (or taken back) there: kedge upgrade there, then again here with --skip %s", name, name)
 		}
 	}
 	for _, name := range r.Skip {
@@ -160,7 +167,11 @@ func (r *rollout) plan(ctx context.Context) ([]Node, error) {
 		}
 	}
 	slices.SortFunc(nodes, func(a, b Node) int {
-		return cmp.Or(-cmp.Compare(a.Role, b.Role), boolCompare(a.Name == r.Self, b.Name == r.Self), cmp.Compare(a.Name, b.Name))
+		role := cmp.Compare(b.Role, a.Role)
+		if r.Back {
+			role = -role
+		}
+		return cmp.Or(role, boolCompare(a.Name == r.Self, b.Name == r.Self), cmp.Compare(a.Name, b.Name))
 	})
 	return nodes, nil
 }
@@ -180,24 +191,13 @@ func (r *rollout) check(ctx context.Context, nodes []Node) error {
 	var errs []error
 	for i := range nodes {
 		n := &nodes[i]
-		t, err := Remote(r.Config, n.Name)
+		st, err := r.ask(ctx, n)
 		if err != nil {
-			return err
-		}
-		r.targets[n.Name] = t
-		st, err := t.Status(ctx)
-		if err != nil && r.wasUnderWay(n.Name) {
-			r.Say(n.Name, "does not answer, as it was being upgraded: waiting for it")
-			st, err = t.statusSoon(ctx)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s does not answer: %w; mend it, or leave it out: --skip %s", n.Name, err, n.Name))
+			errs = append(errs, err)
 			continue
 		}
-		n.From = st.Version
 		if st.Version == r.Version && st.Pending == nil {
-			n.Phase, n.Text = Done, "has it already"
-			r.Say(n.Name, "has "+r.Version+" already")
+			r.has(n)
 			continue
 		}
 		if p := st.Pending; p != nil && p.To == r.Version {
@@ -211,11 +211,36 @@ func (r *rollout) check(ctx context.Context, nodes []Node) error {
 			continue
 		}
 		req := agent.UpgradeRequest{Check: true, Force: r.Force, Info: source.Info, Signer: source.Signer, Cluster: true}
-		if _, err := t.Ask(ctx, req, func(text string) { r.Say(n.Name, text) }); err != nil {
+		if _, err := r.targets[n.Name].Ask(ctx, req, func(text string) { r.Say(n.Name, text) }); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", n.Name, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// ask reaches a machine, and asks it which version it runs.
+func (r *rollout) ask(ctx context.Context, n *Node) (*agent.UpgradeStatus, error) {
+	t, err := Remote(r.Config, n.Name)
+	if err != nil {
+		return nil, err
+	}
+	r.targets[n.Name] = t
+	st, err := t.Status(ctx)
+	if err != nil && r.wasUnderWay(n.Name) {
+		r.Say(n.Name, "does not answer, as it was under way: waiting for it")
+		st, err = t.statusSoon(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s does not answer: %w; mend it, or leave it out: --skip %s", n.Name, err, n.Name)
+	}
+	n.From = st.Version
+	return st, nil
+}
+
+// has marks a machine with which nothing has to be done.
+func (r *rollout) has(n *Node) {
+	n.Phase, n.Text = Done, "has it already"
+	r.Say(n.Name, "has "+r.Version+" already")
 }
 
 // wasUnderWay says whether the last upgrade was at work on a node when it ended.
@@ -223,33 +248,43 @@ func (r *rollout) wasUnderWay(name string) bool {
 	return r.last != nil && slices.ContainsFunc(r.last.Nodes, func(n Node) bool { return n.Name == name && n.Phase == Running })
 }
 
-// all goes through the plan.
+// all goes through the plan: servers, then agents; back the other way round.
 func (r *rollout) all(ctx context.Context, nodes []Node) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	var agents []Node
+	var servers, agents []Node
 	for _, n := range nodes {
 		switch {
 		case n.Phase == Done:
 			if err := r.uncordon(ctx, n.Name); err != nil {
 				return err
 			}
-		case n.Role != "server":
-			agents = append(agents, n)
+		case n.Role == "server":
+			servers = append(servers, n)
 		default:
-			if err := r.one(ctx, n); err != nil {
-				return err
-			}
+			agents = append(agents, n)
 		}
 	}
-	// The first failure lets those that are under way end, and no other one begin.
+	first := func() error { return r.group(ctx, servers, 1) }
+	then := func() error { return r.group(ctx, agents, r.Parallel) }
+	if r.Back {
+		first, then = then, first
+	}
+	if err := first(); err != nil {
+		return err
+	}
+	return then()
+}
+
+// group upgrades some at a time. The first failure lets those that are under way end, and no other one begin.
+func (r *rollout) group(ctx context.Context, nodes []Node, parallel int) error {
 	results := make(chan error)
 	under := 0
 	var errs []error
-	for len(agents) > 0 && len(errs) == 0 || under > 0 {
-		if len(agents) > 0 && len(errs) == 0 && under < max(1, r.Parallel) {
-			n := agents[0]
-			agents = agents[1:]
+	for len(nodes) > 0 && len(errs) == 0 || under > 0 {
+		if len(nodes) > 0 && len(errs) == 0 && under < max(1, parallel) {
+			n := nodes[0]
+			nodes = nodes[1:]
 			under++
 			go func() { results <- r.one(ctx, n) }()
 			continue
@@ -296,9 +331,13 @@ func (r *rollout) one(ctx context.Context, n Node) error {
 	return errors.Join(err, storeErr)
 }
 
+// waitForWindow is for the first of those that wait at a time: the others find the window open.
 func (r *rollout) waitForWindow(ctx context.Context) error {
-	for said := false; ; {
-		wait := r.Window.Wait(time.Now())
+	r.window.Lock()
+	defer r.window.Unlock()
+	for said := false; ctx.Err() == nil; {
+		now := time.Now()
+		wait := r.Window.Wait(now)
 		if wait == 0 {
 			if !said {
 				return nil
@@ -307,7 +346,7 @@ func (r *rollout) waitForWindow(ctx context.Context) error {
 		}
 		if !said {
 			said = true
-			text := fmt.Sprintf("for the time window %s to open, in %s", r.Window, wait.Round(time.Minute))
+			text := r.Window.until(now, wait)
 			r.Say("", "waiting "+text)
 			if err := r.record.change(ctx, func(s *State) { s.Phase, s.Text = Waiting, text }); err != nil {
 				return err
@@ -315,10 +354,10 @@ func (r *rollout) waitForWindow(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
 		case <-time.After(min(wait, time.Minute)): // the clock may be set meanwhile
 		}
 	}
+	return context.Cause(ctx)
 }
 
 func (r *rollout) upgrade(ctx context.Context, n Node, say func(string)) error {
@@ -368,9 +407,24 @@ func (t *Target) statusSoon(ctx context.Context) (*agent.UpgradeStatus, error) {
 	}
 }
 
-// begin hands the release over and has the machine start again with it.
+// begin hands the release over, unless it goes back, and has the machine start again with it.
 func (r *rollout) begin(ctx context.Context, t *Target, st *agent.UpgradeStatus, say func(string)) (id string, err error) {
-	source := r.Sources[st.Arch]
+	req := agent.UpgradeRequest{Force: r.Force, Timeout: r.Timeout}
+	if r.Back {
+		req.Back, req.Info.Version = true, r.Version
+	} else if req.SHA256, err = r.send(ctx, t, r.Sources[st.Arch], say); err != nil {
+		return "", err
+	}
+	if r.Drain {
+		if err := r.cordon(ctx, t.Name, say); err != nil {
+			return "", err
+		}
+	}
+	return t.Ask(ctx, req, say)
+}
+
+// send hands the release over.
+func (r *rollout) send(ctx context.Context, t *Target, source Source, say func(string)) (sum string, err error) {
 	src, size, err := source.Open()
 	if err != nil {
 		return "", err
@@ -384,12 +438,7 @@ func (r *rollout) begin(ctx context.Context, t *Target, st *agent.UpgradeStatus,
 	if rel.SHA256 != source.SHA256 {
 		return "", fmt.Errorf("it got another program (%s) than was sent (%s)", rel.SHA256, source.SHA256)
 	}
-	if r.Drain {
-		if err := r.cordon(ctx, t.Name, say); err != nil {
-			return "", err
-		}
-	}
-	return t.Ask(ctx, agent.UpgradeRequest{Force: r.Force, Timeout: r.Timeout, SHA256: rel.SHA256}, say)
+	return rel.SHA256, nil
 }
 
 // cordon drains a node, and remembers that it was this that cordoned it.

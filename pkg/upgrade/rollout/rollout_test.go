@@ -5,6 +5,7 @@ package rollout
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -88,6 +89,7 @@ func TestPlan(t *testing.T) {
 	for want, o := range map[string]Options{
 		"s2/server s3/server s1/server a1/agent a2/agent": {Self: "s1", Version: "v2"},
 		"s1/server s2/server s3/server a2/agent":          {Skip: []string{"a1"}, Version: "v2"},
+		"a1/agent a2/agent s2/server s3/server s1/server": {Self: "s1", Back: true},
 	} {
 		if got, err := names(o); got != want || err != nil {
 			t.Errorf("%s, %v; want %s", got, err, want)
@@ -104,6 +106,37 @@ func TestPlan(t *testing.T) {
 	}
 	if _, err := names(Options{Version: "v1"}); err != nil {
 		t.Error("a server without a node that has the version:", err)
+	}
+}
+
+func TestGoal(t *testing.T) {
+	const v1, v2, v3 = "v1.37.2+kedge1", "v1.37.2+kedge2", "v1.37.2+kedge3"
+	none := previous{err: errors.New("there is no way back")}
+	for name, c := range map[string]struct {
+		has    []string
+		before []previous
+		last   *State
+		want   string // version, or a part of the error
+	}{
+		"all":                     {[]string{v2, v2}, []previous{{version: v1}, {version: v1}}, nil, v1},
+		"an upgrade that stopped": {[]string{v1, v2}, []previous{none, {version: v1}}, &State{Version: v2, Phase: Failed}, v1},
+		"one way back is done":    {[]string{v1, v2}, []previous{{version: v2}, {version: v1}}, &State{Version: v1, Back: true, Phase: Failed}, v1},
+		"all are back":            {[]string{v1, v1}, []previous{{version: v2}, {version: v2}}, &State{Version: v1, Back: true, Phase: Done}, v1},
+		"an old way back":         {[]string{v3, v3}, []previous{{version: v2}, {version: v2}}, &State{Version: v1, Back: true, Phase: Done}, v2},
+		"different":               {[]string{v3, v3}, []previous{{version: v2}, {version: v1}}, nil, "different versions before (" + v2 + ", " + v1 + ")"},
+		"none":                    {[]string{v3, v3}, []previous{{version: v2}, none}, nil, "n1: there is no way back"},
+	} {
+		var nodes []Node
+		for i, v := range c.has {
+			nodes = append(nodes, Node{Name: fmt.Sprint("n", i), From: v})
+		}
+		got, err := goal(nodes, c.before, c.last)
+		if err != nil {
+			got = err.Error()
+		}
+		if !strings.Contains(got, c.want) || (err == nil) != strings.HasPrefix(c.want, "v1") {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -19,20 +18,23 @@ import (
 type Source struct {
 	release.Release
 	Path string
+	file *os.File // of a download, open for as long as it is used
 }
 
-// Sources checks releases from files, unpacked directories or URLs, one an architecture, all of the same version. Downloads go to dir.
+// Sources checks releases from files, unpacked directories or URLs, one an architecture, all of the same version. Downloads go to the
+// file system of dir, without a name: whatever ends this process, nothing is left of them.
 func Sources(ctx context.Context, from []string, dir string, keys []release.Key, say func(string)) (map[string]Source, error) {
 	sources := map[string]Source{}
 	version := ""
 	for _, place := range from {
 		path := place
+		var file *os.File
 		if strings.Contains(place, "://") {
-			path = filepath.Join(dir, fmt.Sprintf("download-%d.tar.zst", len(sources)))
-			say("downloading " + place)
-			if err := release.Get(ctx, place, path, Steps(func(text string) { say("downloading: " + text) })); err != nil {
-				return nil, err
+			var err error
+			if file, err = download(ctx, place, dir, say); err != nil {
+				return nil, fmt.Errorf("nothing was changed: %w", err)
 			}
+			path = fmt.Sprintf("/proc/self/fd/%d", file.Fd())
 		}
 		r, _, err := release.Open(path)
 		if err != nil {
@@ -49,9 +51,24 @@ func Sources(ctx context.Context, from []string, dir string, keys []release.Key,
 			return nil, fmt.Errorf("%s: give one release an architecture, all of one version (%s for %s)", place, rel.Version, rel.Arch)
 		}
 		say(fmt.Sprintf("%s for %s, signed by %s", rel.Version, rel.Arch, rel.Signer))
-		sources[rel.Arch] = Source{*rel, path}
+		sources[rel.Arch] = Source{*rel, path, file}
 	}
 	return sources, nil
+}
+
+func download(ctx context.Context, from, dir string, say func(string)) (*os.File, error) {
+	f, err := os.CreateTemp(dir, ".upgrade-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	say("downloading " + from)
+	if err := release.Get(ctx, from, f, Steps(func(text string) { say("downloading: " + text) })); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // Open gives the release as Send takes it; size is 0 when it is not known.

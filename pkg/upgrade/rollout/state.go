@@ -57,6 +57,7 @@ type Node struct {
 // State of a cluster's upgrade.
 type State struct {
 	Version string    `json:"version"`
+	Back    bool      `json:"back,omitempty"` // to the version before
 	Phase   Phase     `json:"phase"`
 	Text    string    `json:"text,omitempty"`
 	Began   time.Time `json:"began"`
@@ -72,7 +73,11 @@ func (s *State) Abandoned(now time.Time) bool {
 
 // Write shows it to people.
 func (s *State) Write(out io.Writer, now time.Time) error {
-	fmt.Fprintf(out, "Cluster: upgrade to %s, %s", s.Version, s.Phase)
+	what := "upgrade"
+	if s.Back {
+		what = "way back"
+	}
+	fmt.Fprintf(out, "Cluster: %s to %s, %s", what, s.Version, s.Phase)
 	if s.Text != "" {
 		fmt.Fprintf(out, ": %s", s.Text)
 	}

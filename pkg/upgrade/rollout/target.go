@@ -138,7 +138,8 @@ func (t *Target) Send(ctx context.Context, src io.Reader, size int64, progress f
 	return &rel, nil
 }
 
-// Ask has the machine check or begin an upgrade, and passes on what it says. It returns the ID of an upgrade that has begun.
+// Ask has the machine check or begin an upgrade, and passes on what it says. It returns the ID of an upgrade that has
+// begun, or with Check the version that the machine would go to.
 func (t *Target) Ask(ctx context.Context, r agent.UpgradeRequest, say func(string)) (id string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()

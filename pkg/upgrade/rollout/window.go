@@ -56,3 +56,8 @@ func (w Window) Wait(now time.Time) time.Duration {
 	}
 	return (w.from - at + 24*time.Hour) % (24 * time.Hour)
 }
+
+// until says to people how long it takes until the window is open, and when that is.
+func (w Window) until(now time.Time, wait time.Duration) string {
+	return fmt.Sprintf("for the time window %s, until %s (%s)", w, now.Add(wait).Format("Mon 15:04"), wait.Round(time.Second))
+}
