@@ -208,7 +208,8 @@ func remaining(expires *time.Time, now time.Time) string {
 	return duration.HumanDuration(expires.Sub(now))
 }
 
-// writeToken prints a token with the command to type. The remark is a shell comment, so that all of it can be pasted.
+// writeToken prints a token with the commands to type. Remarks are shell comments, so that lines can be pasted. install.sh takes the token
+// from a variable, which no list of processes shows, and puts it into a file of root's.
 func writeToken(out io.Writer, t join.Token, role join.Role, ttl time.Duration, address string, now time.Time) error {
 	until := "for ever (--ttl 0), until somebody runs `kedge token delete " + t.ID + "`"
 	if ttl != 0 {
@@ -223,7 +224,15 @@ func writeToken(out io.Writer, t join.Token, role join.Role, ttl time.Duration, 
 		address = "ADDRESS:6443"
 		hint = "# No server has registered its address yet: put in that of this one.\n"
 	}
-	_, err := fmt.Fprintf(out, "# To join %s, type this on the new machine as root. The token is valid %s.\n%skedge %s --server https://%s --token %s\n",
-		what, until, hint, role, address, t.Text())
+	argument := ""
+	if role == join.Server {
+		argument = " server"
+	}
+	_, err := fmt.Fprintf(out, `# To join %s, type one of these on the new machine, in a shell of root. The token is valid %s.
+%s# With install.sh, as a service; the token goes into /etc/kedge/token, which only root reads:
+KEDGE_URL=https://%[4]s KEDGE_TOKEN=%[5]s sh install.sh%[6]s
+# The program alone, for as long as it runs:
+kedge %[7]s --server https://%[4]s --token %[5]s
+`, what, until, hint, address, t.Text(), argument, role)
 	return err
 }

@@ -70,6 +70,13 @@ func tokensIn(t *testing.T, api *fake.Clientset) map[string]join.Info {
 }
 
 func TestCreate(t *testing.T) {
+	want := func(what, until, hint, role, url string) string {
+		argument := map[string]string{"agent": "", "server": " server"}[role]
+		return "# To join " + what + ", type one of these on the new machine, in a shell of root. The token is valid " + until + ".\n" + hint +
+			"# With install.sh, as a service; the token goes into /etc/kedge/token, which only root reads:\n" +
+			"KEDGE_URL=" + url + " KEDGE_TOKEN=TOKEN sh install.sh" + argument + "\n" +
+			"# The program alone, for as long as it runs:\nkedge " + role + " --server " + url + " --token TOKEN\n"
+	}
 	three := servers(map[string]string{"n1": `{"address":"192.0.2.1:6443"}`, "n2": `{"address":"192.0.2.2:6443","etcd":true}`, "n3": `{"address":"192.0.2.3:6443"}`})
 	for name, tt := range map[string]struct {
 		servers runtime.Object
@@ -79,22 +86,22 @@ func TestCreate(t *testing.T) {
 		want    string // with TOKEN, ID, TIME
 	}{
 		"agent": {three, join.Agent, 24 * time.Hour, false,
-			"# To join an agent, type this on the new machine as root. The token is valid until TIME (24h).\nkedge agent --server https://192.0.2.2:6443 --token TOKEN\n"},
+			want("an agent", "until TIME (24h)", "", "agent", "https://192.0.2.2:6443")},
 		"server for ever": {three, join.Server, 0, false,
-			"# To join a server, type this on the new machine as root. The token is valid for ever (--ttl 0), until somebody runs `kedge token delete ID`.\nkedge server --server https://192.0.2.2:6443 --token TOKEN\n"},
+			want("a server", "for ever (--ttl 0), until somebody runs `kedge token delete ID`", "", "server", "https://192.0.2.2:6443")},
 		"another machine's address": {servers(map[string]string{"a": "broken", "b": `{}`, "n3": `{"address":"192.0.2.3:6443"}`, "n4": `{"address":"192.0.2.4:6443"}`}), join.Agent, time.Hour, false,
-			"# To join an agent, type this on the new machine as root. The token is valid until TIME (60m).\nkedge agent --server https://192.0.2.3:6443 --token TOKEN\n"},
+			want("an agent", "until TIME (60m)", "", "agent", "https://192.0.2.3:6443")},
 		"floating address": {&corev1.List{Items: []runtime.RawExtension{{Object: three}, {Object: &corev1.ConfigMap{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: join.ConfigMapCluster}, Data: map[string]string{join.KeyCluster: `{"api-vip":["192.0.2.100"]}`},
 		}}}}, join.Agent, time.Hour, false,
-			"# To join an agent, type this on the new machine as root. The token is valid until TIME (60m).\nkedge agent --server https://192.0.2.100:6443 --token TOKEN\n"},
+			want("an agent", "until TIME (60m)", "", "agent", "https://192.0.2.100:6443")},
 		"no address": {nil, join.Agent, time.Hour, false,
-			"# To join an agent, type this on the new machine as root. The token is valid until TIME (60m).\n# No server has registered its address yet: put in that of this one.\nkedge agent --server https://ADDRESS:6443 --token TOKEN\n"},
+			want("an agent", "until TIME (60m)", "# No server has registered its address yet: put in that of this one.\n", "agent", "https://ADDRESS:6443")},
 		"not registered yet": {&discoveryv1.EndpointSlice{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes"},
 			Endpoints:  []discoveryv1.Endpoint{{Addresses: []string{"192.0.2.1"}}, {Addresses: []string{"192.0.2.2"}}}, Ports: []discoveryv1.EndpointPort{{Port: new(int32(7000))}},
 		}, join.Agent, time.Hour, false,
-			"# To join an agent, type this on the new machine as root. The token is valid until TIME (60m).\nkedge agent --server https://192.0.2.2:7000 --token TOKEN\n"},
+			want("an agent", "until TIME (60m)", "", "agent", "https://192.0.2.2:7000")},
 		"bare": {nil, join.Agent, time.Hour, true, "TOKEN\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
