@@ -4,6 +4,7 @@
 package check
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -50,11 +51,19 @@ func run(c *cli.Context) error {
 		return fmt.Errorf("--profile %q is unknown; accepted: machine, cis", profile)
 	}
 	var o check.Options
-	if cfg, err := config.Load(c, config.RoleServer); err != nil {
+	load := config.LoadToCheck
+	if c.Bool("agent") { // which joins
+		load = func(c *cli.Context, role config.Role) (*config.Config, []error, error) {
+			cfg, err := config.Load(c, role)
+			return cfg, nil, err
+		}
+	}
+	if cfg, later, err := load(c, config.RoleServer); err != nil {
 		o.ConfigErr = err
 		o.DataDir = c.String("data-dir") // empty if it was not given
 	} else {
 		o = server.CheckOptions(cfg)
+		o.ConfigLater = errors.Join(later...)
 	}
 	o.ExpectRunning = true
 	if c.Bool("agent") {

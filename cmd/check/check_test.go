@@ -7,8 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -52,6 +56,35 @@ func TestOutputAndExitStatus(t *testing.T) {
 	out, _ := runCheck(t) // whether it fails depends on the machine
 	if !strings.Contains(out, "\nResult: ") || strings.Contains(out, "\x1b") {
 		t.Errorf("not a plain text report:\n%s", out)
+	}
+}
+
+// A first server's token may come later, that of a machine that joins may not; and nothing is changed.
+func TestTokenFile(t *testing.T) {
+	dir := t.TempDir()
+	then := time.Now().Add(-time.Hour).Truncate(time.Second)
+	if err := os.Chtimes(dir, then, then); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		want check.Status
+		args []string
+	}{
+		{check.Warning, nil}, {check.Fail, []string{"--agent"}}, {check.Fail, []string{"--server", "https://192.0.2.1:6443"}},
+	} {
+		out, _ := runCheck(t, append(c.args, "--data-dir", filepath.Join(dir, "kedge"), "--token-file", "/nowhere/token", "-o", "json")...) // the rest depends on the machine
+		var report check.Report
+		if err := json.Unmarshal([]byte(out), &report); err != nil {
+			t.Fatal(err)
+		}
+		probes := report.Groups[0].Probes
+		i := slices.IndexFunc(probes, func(p check.ProbeReport) bool { return p.Name == "configuration" })
+		if p := probes[i]; p.Status != c.want || !strings.Contains(p.Finding, "/nowhere/token") {
+			t.Errorf("%s: %+v", c.args, p)
+		}
+	}
+	if st, err := os.Stat(dir); err != nil || !st.ModTime().Equal(then) {
+		t.Errorf("%v, %s; the directory was changed at %s", err, st.ModTime(), then)
 	}
 }
 

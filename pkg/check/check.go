@@ -42,6 +42,8 @@ type Options struct {
 
 	// ConfigErr is what was wrong with the configuration that these options come from; the probes then go by defaults.
 	ConfigErr error
+	// ConfigLater is what has to be there when Kedge starts, and is not yet.
+	ConfigLater error
 	// ExpectRunning says that Kedge may be running on this machine while it is checked, so that ports held by it are
 	// right. Without it they are a warning: something else is about to want them.
 	ExpectRunning bool
@@ -154,6 +156,7 @@ func Run(ctx context.Context, o Options) Report {
 		}
 	}
 	o = o.withDefaults()
+	defer keepTimes(existing(o.DataDir))()
 	results := runAll(ctx, together, o)
 	for _, p := range alone {
 		results[p.Name] = runOne(ctx, p, o, probeTimeout)

@@ -24,6 +24,10 @@ func probeConfiguration(_ context.Context, o Options) Result {
 		return Result{Status: Fail, Finding: strings.ReplaceAll(o.ConfigErr.Error(), "\n", "; "),
 			Remedy: "Correct the value where the message says it comes from. The other probes went by the defaults."}
 	}
+	if o.ConfigLater != nil {
+		return Result{Status: Warning, Finding: strings.ReplaceAll(o.ConfigLater.Error(), "\n", "; "),
+			Remedy: "It has to be there when Kedge starts, and hold a text of your own with which others join:\n$ head -c 24 /dev/urandom | base64 | tr -d '+/=' > FILE"}
+	}
 	return Result{Status: Pass, Finding: "accepted"}
 }
 

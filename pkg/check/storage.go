@@ -30,6 +30,17 @@ func existing(dir string) string {
 	return dir
 }
 
+// keepTimes remembers when a directory was changed, for after the probes that make files in it, and remove them.
+func keepTimes(dir string) (restore func()) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return func() {}
+	}
+	return func() {
+		_ = unix.UtimesNanoAt(unix.AT_FDCWD, dir, []unix.Timespec{{Nsec: unix.UTIME_OMIT}, st.Mtim}, 0)
+	} // a matter of looks
+}
+
 // mountOf gives the mount that a path lies on.
 func mountOf(path string) (*mountinfo.Info, error) {
 	real, err := filepath.EvalSymlinks(path)

@@ -20,6 +20,17 @@ func Load(c *cli.Context, role Role) (*Config, error) {
 	return load(c, role, os.Environ(), thisMachine)
 }
 
+// LoadToCheck is Load for a machine on which Kedge is not to start yet. later has what has to be there when it does: the files of tokens
+// of one's own on a first server, which nobody needs before. For a machine that joins, a file that is missing is an error all the same.
+func LoadToCheck(c *cli.Context, role Role) (s *Config, later []error, err error) {
+	s, err = load(c, role, os.Environ(), func() (machine, error) {
+		m, err := thisMachine()
+		m.later = &later
+		return m, err
+	})
+	return s, later, err
+}
+
 func load(c *cli.Context, role Role, environ []string, look func() (machine, error)) (*Config, error) {
 	if c.Args().Present() {
 		return nil, fmt.Errorf("unexpected argument %q: only flags are accepted (a switch is written --debug or --debug=true)", c.Args().First())

@@ -28,6 +28,7 @@ type machine struct {
 	routes   []defaultRoute
 	// sourceTo gives the address that packets to a host are sent from.
 	sourceTo func(host string) (netip.Addr, error)
+	later    *[]error // see LoadToCheck; nil: Kedge starts now
 }
 
 // link is a network interface.

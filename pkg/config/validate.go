@@ -5,6 +5,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"net/url"
 	"os"
@@ -100,12 +101,12 @@ func (s *Config) validate(m machine, sources map[string]string) error {
 		s.validateAddresses(m, sources),
 		s.validatePorts(sources),
 		s.validateFiles(m, sources),
-		s.validateRoles(sources),
+		s.validateRoles(m, sources),
 		s.validateSnapshots(sources),
 	)
 }
 
-func (s *Config) validateRoles(sources map[string]string) error {
+func (s *Config) validateRoles(m machine, sources map[string]string) error {
 	var errs []error
 	for _, pair := range []struct{ text, file, textOption, fileOption string }{
 		{s.Token, s.TokenFile, "token", "token-file"}, {s.AgentToken, s.AgentTokenFile, "agent-token", "agent-token-file"},
@@ -130,7 +131,12 @@ func (s *Config) validateRoles(sources map[string]string) error {
 	}
 	for option, file := range map[string]string{"token-file": s.TokenFile, "agent-token-file": s.AgentTokenFile,
 		"datastore-cafile": s.Datastore.CAFile, "datastore-certfile": s.Datastore.CertFile, "datastore-keyfile": s.Datastore.KeyFile} {
-		if _, err := os.Stat(file); file != "" && err != nil {
+		_, err := os.Stat(file)
+		switch {
+		case file == "" || err == nil:
+		case m.later != nil && s.Server == "" && strings.HasSuffix(option, "token-file") && errors.Is(err, fs.ErrNotExist):
+			*m.later = append(*m.later, fmt.Errorf("%s: %s is not there yet", sources[option], file))
+		default:
 			errs = append(errs, fmt.Errorf("%s: %w", sources[option], err))
 		}
 	}
