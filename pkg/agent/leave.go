@@ -15,6 +15,7 @@ import (
 
 	"github.com/kedge-io/kedge/pkg/join"
 	"github.com/kedge-io/kedge/pkg/node"
+	"github.com/kedge-io/kedge/pkg/service"
 )
 
 // leaveGrace is what pods get at the most to end when their machine leaves the cluster.
@@ -127,6 +128,9 @@ func (m *Machine) finishLeave() {
 	err := errors.Join(errs...)
 	if err == nil {
 		m.leaving.say("this machine is not part of the cluster any more")
+	}
+	if err := service.StayEnded(); err != nil {
+		m.log.Error("the service may be started again, and join again: stop it", "error", err)
 	}
 	m.leaving.done <- err
 }

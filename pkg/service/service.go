@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/util"
@@ -116,6 +117,21 @@ func Hold(ctx context.Context) (release func(context.Context) error, err error) 
 	return func(ctx context.Context) error { return errors.Join(os.RemoveAll(runDrop), reload(ctx)) }, reload(ctx)
 }
 
+// StayEnded tells the service manager that this process is about to end for good. systemd sees that by its exit status; OpenRC's supervisor
+// starts whatever has ended, and has to be told to stop. It does not wait.
+func StayEnded() error {
+	if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", os.Getppid())); err != nil || !strings.HasPrefix(string(comm), "supervise-daemo") {
+		return nil
+	}
+	cmd := exec.Command("rc-service", Name, "stop")
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")} // not what OpenRC's own programs tell each other
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	return cmd.Process.Release()
+}
+
 // Disable keeps the service manager from starting Kedge at the next boot.
 func Disable(ctx context.Context) error {
 	switch Managed() {
@@ -124,9 +140,11 @@ func Disable(ctx context.Context) error {
 			return run(ctx, "systemctl", "--quiet", "disable", Name+".service")
 		}
 	case ManagerOpenRC:
-		if len(runlevels()) > 0 {
-			return run(ctx, "rc-update", "--all", "del", Name)
+		var errs []error
+		for _, link := range runlevels() { // rc-update --all fails for those that do not have it
+			errs = append(errs, run(ctx, "rc-update", "--quiet", "del", Name, filepath.Base(filepath.Dir(link))))
 		}
+		return errors.Join(errs...)
 	}
 	return nil
 }
