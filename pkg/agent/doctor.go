@@ -56,6 +56,14 @@ func (m *Machine) serveDoctor(w http.ResponseWriter, r *http.Request) {
 	report := doctor.NodeReport{Node: m.cfg.NodeName, Role: string(m.cfg.Role), Version: version.Version, Started: m.started}
 	ctx, cancel := context.WithTimeout(r.Context(), examineTimeout)
 	defer cancel()
+	if q.Listen != nil {
+		if err := doctor.ListenAndSend(ctx, *q.Listen, &report); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		m.answer(w, report)
+		return
+	}
 	st := m.status()
 	report.Processes, report.Certificates = st.Processes, st.Certificates
 	if m.Datastore != nil {

@@ -4,6 +4,7 @@ package doctor
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"maps"
 	"net/netip"
@@ -67,7 +68,6 @@ func Collect(ctx context.Context, client kubernetes.Interface, self string, ask 
 	}
 	var mu sync.Mutex
 	var group errgroup.Group
-	group.SetLimit(8)
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		group.Go(func() error {
 			q := question(name, f.Nodes, servers, settings)
@@ -86,7 +86,54 @@ func Collect(ctx context.Context, client kubernetes.Interface, self string, ask 
 		})
 	}
 	group.Wait() //nolint:errcheck // what goes wrong is in the facts
-	return f, nil
+	return f, f.listen(ctx, ask)
+}
+
+// listen has the nodes between which a way through the overlay network is closed do the second step.
+func (f *Facts) listen(ctx context.Context, ask Ask) error {
+	sends := map[string][]Path{} // by sender, both directions of what failed
+	for name, r := range f.Reports {
+		for _, w := range r.Ways {
+			if w.Protocol != Overlay || w.Error == "" || f.Reports[w.Peer] == nil {
+				continue
+			}
+			sends[name] = append(sends[name], w.Path)
+			if back := f.Reports[w.Peer].way(Overlay, name, w.Address.Addr().Is6()); back != nil && back.Error == "" {
+				sends[w.Peer] = append(sends[w.Peer], back.Path)
+			}
+		}
+	}
+	if len(sends) == 0 {
+		return nil
+	}
+	nonce := make([]byte, nonceSize)
+	rand.Read(nonce) //nolint:errcheck // it never fails
+	var mu sync.Mutex
+	var group errgroup.Group
+	start := time.Now()
+	for name, paths := range sends {
+		group.Go(func() error {
+			report, err := ask(ctx, name, Question{Listen: &Listen{Nonce: nonce, Send: paths}})
+			// Who was late has not heard the others, or not been heard.
+			if err == nil && time.Since(start) < listenTime+lateness {
+				mu.Lock()
+				defer mu.Unlock()
+				f.Reports[name].Heard = report.Heard
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// way is the one to a peer that was tried so.
+func (r *NodeReport) way(protocol Protocol, peer string, v6 bool) *Way {
+	for i, w := range r.Ways {
+		if w.Protocol == protocol && w.Peer == peer && w.Address.Addr().Is6() == v6 {
+			return &r.Ways[i]
+		}
+	}
+	return nil
 }
 
 // skew is how much a clock is certainly ahead (or, negative, behind) that showed its time at some moment between asked and answered.

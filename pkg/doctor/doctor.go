@@ -52,6 +52,8 @@ type Question struct {
 	Services []netip.Addr `json:"services,omitempty"`
 	// Log asks for the last lines of the log of the service.
 	Log bool `json:"log,omitempty"`
+	// Listen asks for the second step only. A Kedge that does not know it answers as to a question without ways.
+	Listen *Listen `json:"listen,omitempty"`
 }
 
 // Protocol is how a way to another node is tried.
@@ -99,7 +101,10 @@ type NodeReport struct {
 	DatastoreError string            `json:"datastoreError,omitempty"`
 	Links          []Link            `json:"links"`
 	Ways           []Way             `json:"ways"`
-	DNSError       string            `json:"dnsError,omitempty"`
+	// Heard is what came through the overlay network in the second step: nil if there was none, or this node could not listen, and not nil
+	// if it has listened and heard nothing.
+	Heard    []Heard `json:"heard"`
+	DNSError string  `json:"dnsError,omitempty"`
 	// Services are the addresses of the kubernetes Service that did not answer, with the reason.
 	Services map[string]string `json:"services,omitempty"`
 	Log      string            `json:"log,omitempty"`

@@ -24,26 +24,36 @@ const (
 	icmpHeader  = 8
 )
 
-// echoThroughOverlay sends an echo request to another node's address in the overlay network and waits for the reply: both go through the
-// overlay. Then the same with the largest packet that the overlay's device takes.
-func echoThroughOverlay(ctx context.Context, to netip.Addr, links []Link) error {
+// errNoOverlay is for a node whose flannel has not made its device.
+var errNoOverlay = errors.New("this node has no overlay device (flannel.1): flannel is not ready")
+
+// overlayMTU is that of the overlay's device, 0 without one.
+func overlayMTU(links []Link) int {
 	mtu := 0
 	for _, l := range links {
 		if l.Overlay {
 			mtu = l.MTU
 		}
 	}
+	return mtu
+}
+
+// echoThroughOverlay sends an echo request to another node's address in the overlay network and waits for the reply: both go through the
+// overlay. Then the same with the largest packet that the overlay's device takes.
+func echoThroughOverlay(ctx context.Context, to netip.Addr, links []Link) error {
+	mtu := overlayMTU(links)
 	if mtu == 0 {
-		return errors.New("this node has no overlay device (flannel.1): flannel is not ready")
+		return errNoOverlay
 	}
-	if err := echo(ctx, to, 0); err != nil {
+	conn, err := openEcho(ctx, to)
+	if err != nil {
 		return err
 	}
-	header := ipv4.HeaderLen
-	if to.Is6() {
-		header = ipv6.HeaderLen
+	defer conn.Close()
+	if err := conn.echo(ctx, icmpHeader); err != nil {
+		return err
 	}
-	if err := echo(ctx, to, mtu-header-icmpHeader); err != nil {
+	if err := conn.echo(ctx, conn.room(mtu)); err != nil {
 		return &mtuError{mtu, err}
 	}
 	return nil
@@ -64,48 +74,73 @@ func (e *mtuError) Unwrap() error { return e.err }
 // mtuMark begins the text of an mtuError, which comes from another node as text.
 const mtuMark = "path MTU"
 
-// echo sends echo requests with so many bytes that must not be fragmented, and waits for one reply.
-func echo(ctx context.Context, to netip.Addr, bytes int) error {
-	network, listen, protocol := "ip4:icmp", "0.0.0.0", 1
-	var request, reply icmp.Type = ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply
+// echoConn sends echo requests to an address, whole or not at all.
+type echoConn struct {
+	net.PacketConn
+	to          netip.Addr
+	id          int
+	protocol    int
+	header      int // of IP, bytes
+	ask, answer icmp.Type
+}
+
+// Numbers of protocols above IP.
+const protocolICMP, protocolICMPv6 = 1, 58
+
+func openEcho(ctx context.Context, to netip.Addr) (*echoConn, error) {
+	c := &echoConn{to: to, id: rand.IntN(1 << 16), protocol: protocolICMP, header: ipv4.HeaderLen, ask: ipv4.ICMPTypeEcho, answer: ipv4.ICMPTypeEchoReply}
+	network, from := "ip4:icmp", "0.0.0.0"
 	if to.Is6() {
-		network, listen, protocol = "ip6:ipv6-icmp", "::", 58
-		request, reply = ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply
+		c.protocol, c.header, c.ask, c.answer = protocolICMPv6, ipv6.HeaderLen, ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply
+		network, from = "ip6:ipv6-icmp", "::"
 	}
 	config := net.ListenConfig{}
-	packets, err := config.ListenPacket(ctx, network, listen)
+	packets, err := config.ListenPacket(ctx, network, from)
+	if err != nil {
+		return nil, err
+	}
+	c.PacketConn = packets
+	if err := dontFragment(packets.(*net.IPConn), to.Is6()); err != nil {
+		return nil, errors.Join(err, packets.Close())
+	}
+	return c, nil
+}
+
+// room is how many bytes of data a request may have.
+func (c *echoConn) room(mtu int) int { return mtu - c.header - icmpHeader }
+
+// request sends one.
+func (c *echoConn) request(seq int, data []byte) error {
+	message, err := (&icmp.Message{Type: c.ask, Body: &icmp.Echo{ID: c.id, Seq: seq, Data: data}}).Marshal(nil)
 	if err != nil {
 		return err
 	}
-	defer packets.Close()
-	if err := dontFragment(packets.(*net.IPConn), to.Is6()); err != nil {
-		return err
-	}
-	id := rand.IntN(1 << 16)
+	_, err = c.WriteTo(message, &net.IPAddr{IP: c.to.AsSlice()})
+	return err
+}
+
+// echo sends requests with so many bytes, and waits for one reply.
+func (c *echoConn) echo(ctx context.Context, bytes int) error {
 	buffer := make([]byte, bytes+1500)
 	for seq := range echoTries {
-		message, err := (&icmp.Message{Type: request, Body: &icmp.Echo{ID: id, Seq: seq, Data: make([]byte, max(bytes, icmpHeader))}}).Marshal(nil)
-		if err != nil {
+		if err := c.request(seq, make([]byte, bytes)); err != nil {
 			return err
 		}
-		if _, err := packets.WriteTo(message, &net.IPAddr{IP: to.AsSlice()}); err != nil {
-			return err
-		}
-		if err := packets.SetReadDeadline(time.Now().Add(echoTimeout)); err != nil {
+		if err := c.SetReadDeadline(time.Now().Add(echoTimeout)); err != nil {
 			return err
 		}
 		for {
-			n, from, err := packets.ReadFrom(buffer)
+			n, from, err := c.ReadFrom(buffer)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				break
 			} else if err != nil {
 				return err
 			}
-			m, err := icmp.ParseMessage(protocol, buffer[:n])
-			if err != nil || m.Type != reply || from.String() != to.String() {
+			m, err := icmp.ParseMessage(c.protocol, buffer[:n])
+			if err != nil || m.Type != c.answer || from.String() != c.to.String() {
 				continue
 			}
-			if e, ok := m.Body.(*icmp.Echo); ok && e.ID == id {
+			if e, ok := m.Body.(*icmp.Echo); ok && e.ID == c.id && len(e.Data) == bytes {
 				return nil
 			}
 		}
@@ -113,7 +148,7 @@ func echo(ctx context.Context, to netip.Addr, bytes int) error {
 			return ctx.Err()
 		}
 	}
-	return fmt.Errorf("no reply from %s to %d echo requests", to, echoTries)
+	return fmt.Errorf("no reply from %s to %d echo requests", c.to, echoTries)
 }
 
 func dontFragment(conn *net.IPConn, v6 bool) error {

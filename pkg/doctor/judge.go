@@ -57,7 +57,9 @@ func Judge(f Facts) []Finding {
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.Reports)) {
 		all = append(all, judgeReport(f.Reports[name])...)
+		all = append(all, judgeWays(f.Reports[name], f)...)
 	}
+	all = append(all, judgeOverlay(f)...)
 	all = append(all, judgeClocks(f)...)
 	all = append(all, judgeVersions(f)...)
 	all = append(all, judgeDatastore(f)...)
@@ -110,23 +112,23 @@ func judgeReport(r *NodeReport) []Finding {
 		add(Problem, "services", fmt.Sprintf("the kubernetes Service at %s:443 is not reached from this node: %s", address, r.Services[address]),
 			"On the machine: `kedge status` (component kube-proxy). A firewall that drops forwarded packets does this, too.")
 	}
-	return append(all, judgeWays(r)...)
+	return all
 }
 
-// judgeWays reports the ways that are closed, those of one kind to one peer together with what would open them.
-func judgeWays(r *NodeReport) []Finding {
+// judgeWays reports the ways that are closed, with what would open them. Those of which the direction is known are judgeOverlay's.
+func judgeWays(r *NodeReport, f Facts) []Finding {
 	var all []Finding
 	for _, w := range r.Ways {
-		if w.Error == "" {
+		if w.Error == "" || w.Protocol == Overlay && f.directed(r.Node, w.Peer) {
 			continue
 		}
 		level := Problem
 		remedy := fmt.Sprintf("Open TCP port %d from %s to %s, in the firewalls of both machines and of the network between them.", w.Address.Port(), r.Node, w.Peer)
 		switch {
 		case w.Protocol == Overlay && strings.HasPrefix(w.Error, mtuMark):
-			remedy = "Something between the machines has a smaller MTU (a VPN, PPPoE). Set it on the interface that the nodes use, on all nodes: pods follow when Kedge restarts."
+			remedy = remedyMTU
 		case w.Protocol == Overlay:
-			remedy = fmt.Sprintf("Open UDP port 8472 (VXLAN; 51820 and 51821 with WireGuard) between %s and %s in both directions. Pods of the two nodes do not reach each other.", r.Node, w.Peer)
+			remedy = fmt.Sprintf("Open UDP port %s between %s and %s in both directions. Pods of the two nodes do not reach each other.", overlayPort(r, w.Address.Addr()), r.Node, w.Peer)
 		case w.Optional:
 			level = Warning
 			remedy += " Until then the tunnel that the node keeps open is used."
