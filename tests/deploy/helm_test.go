@@ -83,11 +83,16 @@ spec:
 // release waits until the object says that its release is so: revision, Ready, Stalled.
 func release(t *testing.T, s *cluster.Server, want string) {
 	t.Helper()
+	releaseOf(t, s, "greet", want)
+}
+
+func releaseOf(t *testing.T, s *cluster.Server, name, want string) {
+	t.Helper()
 	path := `jsonpath={.status.revision} {.status.release} {.status.conditions[?(@.type=="Ready")].status} {.status.conditions[?(@.type=="Stalled")].reason}`
-	cluster.Eventually(t, fmt.Sprintf("the release to be %q", want), func(ctx context.Context) error {
-		out, err := s.Kubectl(ctx, "-n", "kube-system", "get", "helmchart", "greet", "-o", path)
+	cluster.Eventually(t, fmt.Sprintf("the release %s to be %q", name, want), func(ctx context.Context) error {
+		out, err := s.Kubectl(ctx, "-n", "kube-system", "get", "helmchart", name, "-o", path)
 		if err == nil && strings.TrimSpace(out) != want {
-			message, _ := s.Kubectl(ctx, "-n", "kube-system", "get", "helmchart", "greet", "-o", "jsonpath={.status.message}")
+			message, _ := s.Kubectl(ctx, "-n", "kube-system", "get", "helmchart", name, "-o", "jsonpath={.status.message}")
 			err = fmt.Errorf("it is %q: %s", out, message)
 		}
 		return err

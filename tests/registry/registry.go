@@ -40,6 +40,8 @@ type Config struct {
 	User, Password string
 	// TLS serves HTTPS with a certificate of a fresh authority.
 	TLS bool
+	// Charts are served as OCI artifacts /v2/charts/NAME:VERSION, and by a chart repository at /.
+	Charts []Chart
 }
 
 // Server is a running registry.
@@ -59,6 +61,11 @@ func Start(addr string, c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	handler := http.NewServeMux()
+	handler.Handle("/v2/", content)
+	if err := content.addCharts(handler, c.Charts); err != nil {
+		return nil, err
+	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, err
@@ -75,7 +82,7 @@ func Start(addr string, c Config) (*Server, error) {
 		}
 		l = tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12})
 	}
-	s.http = http.Server{Handler: s.logged(authenticated(content, c.User, c.Password)), ReadHeaderTimeout: 10 * time.Second}
+	s.http = http.Server{Handler: s.logged(authenticated(handler, c.User, c.Password)), ReadHeaderTimeout: 10 * time.Second}
 	go func() { s.done <- s.http.Serve(l) }()
 	return s, nil
 }

@@ -6,10 +6,13 @@ package release
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,6 +39,8 @@ import (
 const (
 	// history is how many revisions of a release are kept.
 	history = 5
+	// answerTimeout is how long a registry may take to begin an answer.
+	answerTimeout = 30 * time.Second
 	// label is on releases of HelmCharts. One that is pending was left by a process that was killed, as only the leader works on them.
 	label = "kedge.io/helmchart"
 )
@@ -226,7 +231,12 @@ func (w *worker) load(ctx context.Context) (*chart.Chart, error) {
 			return nil, err
 		}
 	}
-	options := []registry.ClientOption{registry.ClientOptWriter(os.Stderr), registry.ClientOptCredentialsFile(filepath.Join(w.req.Scratch, "registry.json"))}
+	transport, err := transport(s)
+	if err != nil {
+		return nil, err
+	}
+	options := []registry.ClientOption{registry.ClientOptWriter(os.Stderr), registry.ClientOptCredentialsFile(filepath.Join(w.req.Scratch, "registry.json")),
+		registry.ClientOptHTTPClient(&http.Client{Transport: transport})}
 	if o.PlainHTTP {
 		options = append(options, registry.ClientOptPlainHTTP())
 	}
@@ -246,6 +256,24 @@ func (w *worker) load(ctx context.Context) (*chart.Chart, error) {
 		return nil, err
 	}
 	return loader.Load(path)
+}
+
+// transport is for registries. Helm's library does the same for repositories, but leaves the client of a registry as it is handed over.
+func transport(s helm.Spec) (http.RoundTripper, error) {
+	t, ok := http.DefaultTransport.(*http.Transport)
+	if !ok {
+		return nil, errors.New("the HTTP client of this program is not the standard one")
+	}
+	t = t.Clone()
+	t.ResponseHeaderTimeout = answerTimeout
+	t.TLSClientConfig = &tls.Config{InsecureSkipVerify: s.InsecureSkipTLSVerify}
+	if s.RepoCA != "" {
+		t.TLSClientConfig.RootCAs = x509.NewCertPool()
+		if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM([]byte(s.RepoCA)) {
+			return nil, errors.New("repoCA: there is no certificate in PEM in it")
+		}
+	}
+	return t, nil
 }
 
 // file is where a chart is on this machine, if it is named as a file.
