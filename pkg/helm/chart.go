@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -34,22 +35,22 @@ const (
 
 // Spec of a HelmChart. The names are those that k3s's have.
 type Spec struct {
-	Chart                 string                 `json:"chart,omitempty"` // name in Repo, URL (https://, oci://) or file (file:///, or a name in the charts directory)
-	Version               string                 `json:"version,omitempty"`
-	Repo                  string                 `json:"repo,omitempty"`
-	ChartContent          string                 `json:"chartContent,omitempty"` // the archive itself, in base64
-	TargetNamespace       string                 `json:"targetNamespace,omitempty"`
-	CreateNamespace       bool                   `json:"createNamespace,omitempty"`
-	ValuesContent         string                 `json:"valuesContent,omitempty"` // YAML
-	Values                map[string]any         `json:"values,omitempty"`        // win over ValuesContent
-	Set                   map[string]any         `json:"set,omitempty"`           // win over both
-	Timeout               *metav1.Duration       `json:"timeout,omitempty"`       // default DefaultTimeout
-	TakeOwnership         bool                   `json:"takeOwnership,omitempty"`
-	AuthSecret            *struct{ Name string } `json:"authSecret,omitempty"` // of type kubernetes.io/basic-auth
-	AuthPassCredentials   bool                   `json:"authPassCredentials,omitempty"`
-	RepoCA                string                 `json:"repoCA,omitempty"` // PEM
-	InsecureSkipTLSVerify bool                   `json:"insecureSkipTLSVerify,omitempty"`
-	PlainHTTP             bool                   `json:"plainHTTP,omitempty"`
+	Chart                 string                       `json:"chart,omitempty"` // name in Repo, URL (https://, oci://) or file (file:///, or a name in the charts directory)
+	Version               string                       `json:"version,omitempty"`
+	Repo                  string                       `json:"repo,omitempty"`
+	ChartContent          string                       `json:"chartContent,omitempty"` // the archive itself, in base64
+	TargetNamespace       string                       `json:"targetNamespace,omitempty"`
+	CreateNamespace       bool                         `json:"createNamespace,omitempty"`
+	ValuesContent         string                       `json:"valuesContent,omitempty"` // YAML
+	Values                map[string]any               `json:"values,omitempty"`        // win over ValuesContent
+	Set                   map[string]any               `json:"set,omitempty"`           // win over both
+	Timeout               *metav1.Duration             `json:"timeout,omitempty"`       // default DefaultTimeout
+	TakeOwnership         bool                         `json:"takeOwnership,omitempty"`
+	AuthSecret            *corev1.LocalObjectReference `json:"authSecret,omitempty"` // of type kubernetes.io/basic-auth
+	AuthPassCredentials   bool                         `json:"authPassCredentials,omitempty"`
+	RepoCA                string                       `json:"repoCA,omitempty"` // PEM
+	InsecureSkipTLSVerify bool                         `json:"insecureSkipTLSVerify,omitempty"`
+	PlainHTTP             bool                         `json:"plainHTTP,omitempty"`
 }
 
 // Verb is what a child process does.

@@ -56,6 +56,9 @@ func TestParse(t *testing.T) {
 		}
 		return c.hash()
 	}
+	if c, err := parse(object(t, `{"spec":{"chart":"a","authSecret":{"name":"s"}}}`)); err != nil || c.spec.AuthSecret.Name != "s" {
+		t.Errorf("authSecret: %+v, %v", c.spec.AuthSecret, err)
+	}
 	base := `{"spec":{"chart":"a","values":{"x":1,"y":2}}}`
 	if hash(base) != hash(`{"spec":{"values":{"y":2,"x":1},"chart":"a","jobImage":"z"},"metadata":{"labels":{"l":"1"}}}`) {
 		t.Error("what does not decide about the release changes the hash")

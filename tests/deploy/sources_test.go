@@ -29,7 +29,7 @@ func source(name, chart, ca, secret string) string {
 	return text
 }
 
-// says waits until the status of a HelmChart has that text.
+// complains waits until the status of a HelmChart has that text.
 func complains(t *testing.T, s *cluster.Server, name, text string) {
 	t.Helper()
 	cluster.Eventually(t, fmt.Sprintf("%s to say %q", name, text), func(ctx context.Context) error {
@@ -108,6 +108,7 @@ func TestSources(t *testing.T) {
 	for _, name := range []string{"repo-no-ca", "oci-guess", "oci-no-ca"} {
 		releaseOf(t, s, name, "1 deployed True")
 	}
+	has(t, s, "hello from shed, 1.1.0", "configmap", "oci-no-ca", "-o", value) // the newest
 	// Nobody touched this one.
 	releaseOf(t, s, "early", "1 deployed True")
 	t.Logf("installed by itself %s after its source was there", time.Since(begin).Round(time.Second))
@@ -120,8 +121,8 @@ func TestSources(t *testing.T) {
 			t.Fatal(err)
 		}
 		for line := range strings.Lines(log) {
-			if strings.Contains(line, "chart not deployed") {
-				told[line[strings.Index(line, "chart=")+len("chart="):][:strings.Index(line[strings.Index(line, "chart=")+len("chart="):], " ")]]++
+			if _, chart, ok := strings.Cut(line, " chart="); ok && strings.Contains(line, "chart not deployed") {
+				told[strings.Fields(chart)[0]]++
 			}
 		}
 		if strings.Contains(log, password) {

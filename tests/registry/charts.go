@@ -5,7 +5,6 @@ package registry
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"time"
 
@@ -22,7 +21,9 @@ type Chart struct {
 
 // addCharts puts charts where Helm looks for them: as artifacts of a registry, and in a repository with an index.
 func (c *content) addCharts(repository *http.ServeMux, charts []Chart) error {
-	index := "apiVersion: v1\nentries:\n"
+	index := map[string]any{"apiVersion": "v1"}
+	entries := map[string][]map[string]any{}
+	tags := map[string][]string{}
 	for _, chart := range charts {
 		config, err := json.Marshal(map[string]string{"apiVersion": "v2", "name": chart.Name, "version": chart.Version})
 		if err != nil {
@@ -36,13 +37,31 @@ func (c *content) addCharts(repository *http.ServeMux, charts []Chart) error {
 		}
 		d := c.blob(v1.MediaTypeImageManifest, manifest).Digest
 		c.tags["charts/"+chart.Name+":"+chart.Version], c.types[d] = d, v1.MediaTypeImageManifest
+		tags["charts/"+chart.Name] = append(tags["charts/"+chart.Name], chart.Version)
 		file := chart.Name + "-" + chart.Version + ".tgz"
-		index += fmt.Sprintf("  %s:\n  - {apiVersion: v2, name: %s, version: %s, urls: [%s]}\n", chart.Name, chart.Name, chart.Version, file)
+		entries[chart.Name] = append(entries[chart.Name], map[string]any{"apiVersion": "v2", "name": chart.Name, "version": chart.Version, "urls": []string{file}})
 		repository.HandleFunc("/"+file, func(w http.ResponseWriter, r *http.Request) {
 			http.ServeContent(w, r, file, time.Time{}, bytes.NewReader(chart.Archive))
 		})
 	}
-	repository.HandleFunc("/index.yaml", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, index) })
+	for name, list := range tags {
+		text, err := json.Marshal(map[string]any{"name": name, "tags": list})
+		if err != nil {
+			return err
+		}
+		repository.HandleFunc("/v2/"+name+"/tags/list", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(text))
+		})
+	}
+	index["entries"] = entries
+	text, err := json.Marshal(index) // which is YAML
+	if err != nil {
+		return err
+	}
+	repository.HandleFunc("/index.yaml", func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "index.yaml", time.Time{}, bytes.NewReader(text))
+	})
 	return nil
 }
 
