@@ -92,7 +92,7 @@ func TestClientSaysWhy(t *testing.T) {
 	}()
 	mute := listen(t, "127.0.0.1:0", func(c *net.TCPConn) { _, _ = c.Read(make([]byte, 64<<10)) })
 	plain := httptest.NewTLSServer(http.NotFoundHandler())
-	defer plain.Close()
+	t.Cleanup(plain.Close)
 	plain.Config.ErrorLog = nil
 	for name, test := range map[string]struct {
 		server string
@@ -109,6 +109,7 @@ func TestClientSaysWhy(t *testing.T) {
 		"not an API of Kedge's": {server: plain.Listener.Addr().String(), tls: &tls.Config{InsecureSkipVerify: true}, reason: "404 Not Found: is it of a Kedge version without tunnels?"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // each waits for a second try
 			c, stop := b.join(name, func(c *Client) {
 				c.cfg.TLS = func() (*tls.Config, error) { return test.tls, test.err }
 				c.SetServers([]string{test.server})
