@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,8 +20,8 @@ import (
 	"github.com/kedge-io/kedge/tests/testbed"
 )
 
-// TestCluster: three machines with systemd and no way to anything but each other become a highly available cluster, are upgraded
-// under their pods, and come back after a reboot and after a power cut.
+// TestCluster: four machines with systemd and no way to anything but each other become a highly available cluster with an agent, are
+// upgraded under their pods, and come back after a reboot and after a power cut.
 func TestCluster(t *testing.T) {
 	bed := testbed.New(t)
 	images, err := cluster.Images(cluster.Within(t, 3*minute), bed, t.TempDir())
@@ -31,14 +33,17 @@ func TestCluster(t *testing.T) {
 	for _, name := range []string{"s1", "s2", "s3"} {
 		servers, names = append(servers, machine(t, bed, name, images, testbed.Systemd())), append(names, name)
 	}
-	for _, s := range servers {
+	agent := machine(t, bed, "a1", images, testbed.Systemd())
+	agent.Role = cluster.AgentRole
+	all := append(slices.Clone(servers), agent)
+	for _, s := range all {
 		booted(t, s)
 	}
 	first := servers[0]
 	whole := func(ctx context.Context) error {
 		var errs []error
 		for _, s := range servers {
-			errs = append(errs, s.NodesReady(ctx, names...), s.Voters(ctx, names...))
+			errs = append(errs, s.NodesReady(ctx, append(names, "a1")...), s.Voters(ctx, names...))
 		}
 		return errors.Join(errs...)
 	}
@@ -57,6 +62,18 @@ func TestCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	joined := make(chan error)
+	go func() { // as it is printed, by whom nothing is to be added
+		line := regexp.MustCompile(`(?m)^(KEDGE_URL=\S+ KEDGE_TOKEN=\S+) sh install\.sh$`).FindStringSubmatch(shell(t, first, "kedge token create"))
+		if line == nil {
+			joined <- errors.New("kedge token create prints no command for install.sh")
+			return
+		}
+		out, err := agent.Shell(cluster.Within(t, 4*minute), line[1]+" sh "+stick+"/install.sh 2>&1")
+		if err != nil {
+			err = fmt.Errorf("a1: %w: %s", err, out)
+		}
+		joined <- err
+	}()
 	for _, s := range servers[1:] { // at the same time: one waits for the other
 		go func() {
 			out, err := tryInstall(t, s, stick, "KEDGE_URL="+first.URL(), "KEDGE_TOKEN="+token, "server")
@@ -66,13 +83,13 @@ func TestCluster(t *testing.T) {
 			joined <- err
 		}()
 	}
-	for range servers[1:] {
+	for range all[1:] {
 		if err := <-joined; err != nil {
 			t.Fatal(err)
 		}
 	}
-	cluster.Eventually(t, "three servers, each a node and a voter", whole)
-	for _, s := range servers[1:] {
+	cluster.Eventually(t, "three servers, each a node and a voter, and an agent", whole)
+	for _, s := range all[1:] {
 		noSecrets(t, s)
 	}
 
@@ -92,7 +109,7 @@ func TestCluster(t *testing.T) {
 	session.Apply(web)
 	session.Kubectl("rollout", "status", "daemonset/web", "--timeout=55s")
 	t.Run("upgrade", func(t *testing.T) {
-		for _, s := range servers {
+		for _, s := range all {
 			upgrade(t, session, s)
 		}
 		cluster.Eventually(t, "the whole cluster", whole)
@@ -192,13 +209,13 @@ func upgrade(t *testing.T, session *cluster.Session, s *cluster.Server) {
 			t.Errorf("%s on %s: %s", program, s.Name(), got)
 		}
 	}
-	contains(t, shell(t, s, "kedge status"), "Kedge "+shared.versions[1]+" on server "+s.Name()+": ready")
+	contains(t, shell(t, s, "kedge status"), "Kedge "+shared.versions[1]+" on "+string(s.Role)+" "+s.Name()+": ready")
 	if after, err := podOn(session, s); err != nil || after != before {
 		t.Errorf("the pod of %s did not survive: %s, was %s; %v", s.Name(), after, before, err)
 	}
 	// The options of the first installation are still there.
 	if s.Name() != "s1" {
-		contains(t, shell(t, s, "systemctl cat kedge"), "ExecStart=/usr/local/bin/kedge server --server https://", " --token-file /etc/kedge/token")
+		contains(t, shell(t, s, "systemctl cat kedge"), "ExecStart=/usr/local/bin/kedge "+string(s.Role)+" --server https://", " --token-file /etc/kedge/token")
 	}
 }
 
@@ -254,8 +271,25 @@ func TestOpenRC(t *testing.T) {
 	contains(t, shell(t, s, "tr '\\0' ' ' </proc/$(cat /run/openrc/options/kedge/child_pid)/cmdline"), "kedge server --node-label where=cellar --token-file /etc/kedge/token")
 	cluster.Eventually(t, "the node", func(ctx context.Context) error { return s.NodesReady(ctx, "o1") })
 	contains(t, install(t, s, stick), "nothing to do")
+	kubectl := func(args ...string) string {
+		t.Helper()
+		out, err := s.Kubectl(cluster.Within(t, minute), append([]string{"-n", "default"}, args...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	cluster.Do(t, func(ctx context.Context) error { return s.Apply(ctx, "default", still) })
+	kubectl("rollout", "status", "daemonset/still", "--timeout=55s")
+	const container = `jsonpath={.items[*].status.containerStatuses[0].containerID} {.items[*].status.containerStatuses[0].restartCount}`
+	before := kubectl("get", "pods", "-l", "app=still", "-o", container)
 	contains(t, install(t, s, newer), "ready after", shared.versions[1])
 	contains(t, shell(t, s, "kedge status"), "Kedge "+shared.versions[1])
+	contains(t, shell(t, s, "kedge upgrade --rollback"), "succeeded")
+	contains(t, shell(t, s, "kedge status; rc-service kedge status"), "Kedge "+shared.versions[0], "started")
+	if after := kubectl("get", "pods", "-l", "app=still", "-o", container); after != before {
+		t.Errorf("the pod's container is %s, and was %s", after, before)
+	}
 
 	// It is started again when it dies, and stops when it is told to.
 	shell(t, s, "kill -9 $(cat /run/openrc/options/kedge/child_pid)")
@@ -275,4 +309,30 @@ func TestOpenRC(t *testing.T) {
 	if out := shell(t, s, "pgrep -af '^/usr/local/bin/kedge server' || true"); out != "" {
 		t.Errorf("it runs on: %s", out)
 	}
+
+	// The machine goes down with Kedge's service, which ends its pods, and comes up again.
+	install(t, s, newer, "server")
+	kubectl("rollout", "status", "daemonset/still", "--timeout=55s")
+	contains(t, shell(t, s, "openrc shutdown 2>&1"), "pod default/still-", " ended after ")
+	if out := shell(t, s, "pgrep -af 'kedge|shim|/pause' | grep -v pgrep || true"); out != "" {
+		t.Errorf("after the shutdown: %s", out)
+	}
+	shell(t, s, "openrc default")
+	cluster.Eventually(t, "the node after the boot", func(ctx context.Context) error { return s.NodesReady(ctx, "o1") })
+	contains(t, shell(t, s, "kedge uninstall 2>&1"), "a look for what may be left found nothing")
+	if out := shell(t, s, "ls /usr/local/bin /etc/runlevels/default; pgrep -a supervise || true"); strings.Contains(out, "kedge") {
+		t.Errorf("left: %s", out)
+	}
 }
+
+const still = `
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: still, namespace: default}
+spec:
+  selector: {matchLabels: {app: still}}
+  template:
+    metadata: {labels: {app: still}}
+    spec:
+      containers: [{name: c, image: "kedge.io/pause:1.0", imagePullPolicy: Never}]
+`
