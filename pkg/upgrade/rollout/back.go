@@ -17,6 +17,7 @@ import (
 type previous struct {
 	version string
 	err     error
+	said    []string
 }
 
 // checkBack asks every machine for its version before, decides for one of them, and marks the machines that have it.
@@ -34,7 +35,7 @@ func (r *rollout) checkBack(ctx context.Context, nodes []Node) error {
 			r.Say(n.Name, "is going back already")
 		default:
 			req := agent.UpgradeRequest{Check: true, Back: true, Force: r.Force}
-			if p.version, p.err = r.targets[n.Name].Ask(ctx, req, func(text string) { r.Say(n.Name, text) }); p.err == nil && p.version == "" {
+			if p.version, p.err = r.targets[n.Name].Ask(ctx, req, func(text string) { p.said = append(p.said, text) }); p.err == nil && p.version == "" {
 				p.err = errors.New("its Kedge is too old for this: kedge upgrade --rollback there, and --skip " + n.Name + " here")
 			}
 		}
@@ -55,6 +56,10 @@ func (r *rollout) checkBack(ctx context.Context, nodes []Node) error {
 		case p.version != r.Version:
 			errs = append(errs, fmt.Errorf("%s would go back to %s, and not to %s: leave it out (--skip %s), or give the release: kedge upgrade --all --from FILE",
 				n.Name, p.version, r.Version, n.Name))
+		default:
+			for _, text := range p.said {
+				r.Say(n.Name, text)
+			}
 		}
 	}
 	return errors.Join(errs...)
