@@ -57,6 +57,8 @@ type Config struct {
 	AdvertiseAddress netip.Addr     `json:"advertiseAddress"`
 	BalancerPort     int            `json:"balancerPort"` // of the load balancer on every node
 	Cluster          config.Cluster `json:"cluster"`
+	// RestoredRevision is the last one that the datastore had in the snapshot that it was restored from, at the first start since; else 0.
+	RestoredRevision int64 `json:"restoredRevision,omitempty"`
 	// Egress says how kubelets and pods are reached.
 	Egress config.EgressMode `json:"egress"`
 	// Tokens are the operator's own, to be known to the cluster; secret.

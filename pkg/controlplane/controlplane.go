@@ -147,6 +147,7 @@ func Run(ctx context.Context, cfg Config, child *supervise.Child, log *slog.Logg
 		if err := p.prepareEncryption(ctx); err != nil {
 			return nil
 		}
+		p.dropFormerLeader(ctx)
 		child.Report(ComponentAPIServer, supervise.Running, "")
 		if err := p.runAPIServer(component(ctx, ComponentAPIServer)); err != nil {
 			return fmt.Errorf("apiserver: %w", err)

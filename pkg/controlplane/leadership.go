@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path"
 	"sync"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
+
+	"github.com/kedge-io/kedge/pkg/datastore"
 )
 
 // Times of the lease. A datastore that stalls for less than renewDeadline costs nothing; the loops of a server that died are taken
@@ -25,6 +28,24 @@ const (
 )
 
 const leaseName = "kedge"
+
+// dropFormerLeader removes the lease that a restored datastore has: its holder may be gone for good, and would be waited for. One that was
+// taken since then has a later revision and stays. The holder's loops, should it still run, run in another cluster: this one has
+// a datastore of its own.
+func (p *plane) dropFormerLeader(ctx context.Context) {
+	if p.cfg.RestoredRevision == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, retryPeriod)
+	defer cancel()
+	key := path.Join(p.apiserver.Etcd.StorageConfig.Prefix, "leases", metav1.NamespaceSystem, leaseName)
+	deleted, err := datastore.DeleteUpTo(ctx, p.store, key, p.cfg.RestoredRevision)
+	if err != nil {
+		p.log.Warn("the lease of the leader of before the restore stays until it is over", "lease", leaseName, "error", err)
+	} else if deleted {
+		p.log.Info("the lease of the leader of before the restore was removed", "lease", leaseName)
+	}
+}
 
 // leadership decides when the loops of the cluster (scheduler, controllers) run in this process: all the time while this is the only
 // server, without any lease; otherwise as long as it holds the one lease that all of them share. Losing it stops the loops and

@@ -187,6 +187,16 @@ func Restore(ctx context.Context, copyFile, dir, name, peerURL string, log *slog
 	return errors.Join(syncTree(dir), syncDir(filepath.Dir(dir)))
 }
 
+// DeleteUpTo deletes an entry unless it was written after a revision: of a restored datastore that of the copy, so that only what was in there
+// is deleted. It says whether it did.
+func DeleteUpTo(ctx context.Context, c *clientv3.Client, key string, revision int64) (bool, error) {
+	res, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "<", revision+1)).Then(clientv3.OpDelete(key)).Commit()
+	if err != nil {
+		return false, err
+	}
+	return res.Succeeded && res.Responses[0].GetResponseDeleteRange().Deleted > 0, nil
+}
+
 // Replace puts the data directory work in the place of dir, whose data, if there is any, is kept as former. What says whose data it was
 // goes with it. It can be repeated after an interruption at any point: without work it has been done.
 func Replace(dir, work, former string) error {

@@ -25,6 +25,9 @@ func TestSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
+	if _, err := client.Put(t.Context(), "leader", "s2"); err != nil {
+		t.Fatal(err)
+	}
 	path := filepath.Join(c.dir, "copy.db")
 	copied, err := Fetch(t.Context(), client, path)
 	if err != nil || len(copied.Members) != 3 || copied.Keys < 50 || copied.ClusterID == "" {
@@ -77,6 +80,14 @@ func TestSnapshot(t *testing.T) {
 	got, err := restored.Get(t.Context(), "x")
 	if err != nil || got.Header.Revision <= last.Header.Revision {
 		t.Errorf("revision %d after %d, %v", got.Header.Revision, last.Header.Revision, err)
+	}
+	for _, want := range []bool{true, false} { // what was in the copy, and what was written since
+		if deleted, err := DeleteUpTo(t.Context(), restored, "leader", copied.Revision); err != nil || deleted != want {
+			t.Errorf("deleted: %t, %v; want %t", deleted, err, want)
+		}
+		if _, err := restored.Put(t.Context(), "leader", "s1"); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, rev := range []int64{copied.Revision, last.Header.Revision} {
 		select {

@@ -30,6 +30,7 @@ import (
 	"github.com/kedge-io/kedge/pkg/node"
 	"github.com/kedge-io/kedge/pkg/pki"
 	"github.com/kedge-io/kedge/pkg/registries"
+	"github.com/kedge-io/kedge/pkg/snapshot"
 	"github.com/kedge-io/kedge/pkg/supervise"
 	"github.com/kedge-io/kedge/pkg/version"
 )
@@ -341,6 +342,9 @@ func (s *server) controlPlaneConfig() controlplane.Config {
 		return cfg
 	}
 	cfg.Datastore = s.datastoreConfig()
+	if pending, err := snapshot.Unfinished(c.DataDir); err == nil && pending != nil { // an error is reported by finishRestore
+		cfg.RestoredRevision = pending.Revision
+	}
 	cfg.Tokens = s.tokens
 	cfg.Files = controlplane.Files{
 		ServerCA: p.CertFile(pki.ServerCA), ServerCAKey: p.KeyFile(pki.ServerCA),

@@ -99,7 +99,7 @@ func (s *server) runSnapshot(ctx context.Context, trigger snapshot.Trigger) (*sn
 	return &t, err
 }
 
-// finishRestore takes servers out of a restored cluster that do not come back, as soon as its API answers.
+// finishRestore takes servers out of a restored cluster that do not come back, as soon as its API answers. Then the restore is over.
 func (s *server) finishRestore(ctx context.Context) error {
 	pending, err := snapshot.Unfinished(s.cfg.DataDir)
 	if err != nil || pending == nil {
@@ -131,12 +131,12 @@ func (s *server) forget(ctx context.Context, pending *snapshot.Pending) error {
 	if err != nil {
 		return err
 	}
+	servers, err := authority.ListServers(ctx, client) // also to see that the control plane runs, which has its part of this, too
+	if err != nil {
+		return err
+	}
 	names := slices.Clone(pending.Forget)
 	if pending.ForgetOthers {
-		servers, err := authority.ListServers(ctx, client)
-		if err != nil {
-			return err
-		}
 		members, err := api.Members(ctx)
 		if err != nil {
 			return err

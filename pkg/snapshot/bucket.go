@@ -174,9 +174,29 @@ func (b *Bucket) Delete(ctx context.Context, name string) error {
 	return b.explain("delete "+name+" from", b.client.RemoveObject(ctx, b.bucket, b.key(name), minio.RemoveObjectOptions{}))
 }
 
-// Upload copies a snapshot of this machine there, reads it back, and removes it again if it is not as it was. An object appears when it is
+// ErrTaken says that there is a snapshot of that name: servers of several names, and of several clusters, may share a folder.
+var ErrTaken = errors.New("there is a snapshot of that name already")
+
+// free is ErrTaken if there is a snapshot of a name.
+func (b *Bucket) free(ctx context.Context, name string) error {
+	m, err := b.metadata(ctx, name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err == nil:
+		return fmt.Errorf("%s: %w, taken on server %s at %s: choose another name, or delete it", b.location(name), ErrTaken, m.Node, m.Created.Format(time.RFC3339))
+	case errors.Is(err, ErrDamaged):
+		return fmt.Errorf("%s: %w, a damaged one: choose another name, or delete it", b.location(name), ErrTaken)
+	}
+	return err
+}
+
+// Upload copies a snapshot of this machine there, unless there is one of that name, reads it back, and removes it again if it is not as it was. An object appears when it is
 // complete, so that an interrupted upload leaves nothing under the name.
 func (b *Bucket) Upload(ctx context.Context, dir Directory, name string) error {
+	if err := b.free(ctx, name); err != nil {
+		return err
+	}
 	f, err := os.Open(dir.Path(name))
 	if err != nil {
 		return err

@@ -33,13 +33,14 @@ type journal struct {
 
 // Pending is what the restored server does when its API answers.
 type Pending struct {
+	Revision     int64    `json:"revision"`         // the last one of the snapshot: what is older was written by the former servers
 	Forget       []string `json:"forget,omitempty"` // servers that do not come back
 	ForgetOthers bool     `json:"forgetOthers,omitempty"`
 }
 
 const (
 	phaseSwap    = "swap"    // put the new directories in their place
-	phasePending = "pending" // Pending is left
+	phasePending = "pending" // Pending is left, for the first start
 )
 
 func journalFile(dataDir string) string { return filepath.Join(dataDir, "restore.json") }
@@ -47,7 +48,7 @@ func journalFile(dataDir string) string { return filepath.Join(dataDir, "restore
 func newJournal(s Settings, m *Metadata, o RestoreOptions) (*journal, error) {
 	known, err := json.MarshalIndent(membership{Cluster: m.Settings, Joined: true}, "", "  ")
 	j := &journal{Membership: known, Snapshot: m.Name, Phase: phaseSwap, EtcdDir: filepath.Clean(s.EtcdDir), PKIDir: filepath.Clean(s.PKIDir),
-		Pending: Pending{Forget: o.Forget, ForgetOthers: o.ForgetOthers}}
+		Pending: Pending{Revision: m.Data.Revision, Forget: o.Forget, ForgetOthers: o.ForgetOthers}}
 	now := time.Now().UTC().Format("20060102T150405Z")
 	j.Stamp = now
 	for n := 2; exists(j.formerData()) || exists(j.formerKeys()); n++ {
@@ -128,9 +129,6 @@ func Resume(dataDir string) (string, error) {
 	}
 	if err := removeAll(j.leftovers()...); err != nil {
 		return "", err
-	}
-	if len(j.Pending.Forget) == 0 && !j.Pending.ForgetOthers {
-		return j.Snapshot, Finish(dataDir)
 	}
 	j.Phase = phasePending
 	return j.Snapshot, j.write(dataDir)

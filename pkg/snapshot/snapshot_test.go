@@ -226,7 +226,8 @@ func TestResume(t *testing.T) {
 		for _, former := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, former data %t", step, former), func(t *testing.T) {
 				dir := t.TempDir()
-				j := &journal{Snapshot: "x", Stamp: "19700101T000000Z", Phase: phaseSwap, EtcdDir: filepath.Join(dir, "etcd"), PKIDir: filepath.Join(dir, "pki"), Membership: json.RawMessage(`{}`)}
+				j := &journal{Snapshot: "x", Stamp: "19700101T000000Z", Phase: phaseSwap, EtcdDir: filepath.Join(dir, "etcd"), PKIDir: filepath.Join(dir, "pki"), Membership: json.RawMessage(`{}`),
+					Pending: Pending{Revision: 7}}
 				write(filepath.Join(j.newData(), "x"), "new")
 				write(filepath.Join(j.newKeys(), "x"), "new")
 				if former {
@@ -266,6 +267,16 @@ func TestResume(t *testing.T) {
 				}
 				if name, err := Resume(dir); name != "x" || err != nil {
 					t.Fatal(name, err)
+				}
+				// The first start has its part of it.
+				if pending, err := Unfinished(dir); err != nil || pending == nil || pending.Revision != 7 {
+					t.Errorf("%+v is left to do, %v", pending, err)
+				}
+				if name, err := Resume(dir); name != "" || err != nil {
+					t.Errorf("again: %s, %v", name, err)
+				}
+				if err := Finish(dir); err != nil {
+					t.Error(err)
 				}
 				want := map[string]string{"etcd/x": "new", "pki/x": "new", "cluster.json": "{}\n"}
 				if former {

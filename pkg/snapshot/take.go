@@ -22,6 +22,14 @@ type Taken struct {
 // Take saves a snapshot, copies it to the bucket if there is one, removes scheduled ones that are too many, and shows in the cluster what there is.
 // A snapshot that could be saved is returned also with an error: something after it failed.
 func Take(ctx context.Context, s Settings, o SaveOptions, log *slog.Logger) (*Taken, error) {
+	if o.Name != "" && s.Snapshots.S3.Used() {
+		// Of a bucket that cannot be reached is told when the snapshot is here.
+		if b, err := NewBucket(s.Snapshots.S3); err == nil && CheckName(o.Name) == nil {
+			if err := b.free(ctx, o.Name); errors.Is(err, ErrTaken) {
+				return nil, err
+			}
+		}
+	}
 	saved, err := Save(ctx, s, o, log)
 	if err != nil {
 		return nil, err

@@ -113,19 +113,80 @@ func certificate(t *testing.T, host, certFile, keyFile string) []byte {
 	return cert
 }
 
+// useBucket configures a server before its start.
+func (m machine) useBucket(s service, retention int) {
+	m.t.Helper()
+	config := fmt.Sprintf("snapshot-s3-endpoint: %s\nsnapshot-s3-bucket: backup\nsnapshot-s3-folder: home/one\nsnapshot-s3-credentials: /etc/kedge/s3\n"+
+		"snapshot-s3-cafile: /etc/kedge/s3.crt\nsnapshot-retention: %d\n", s.url, retention)
+	credentials := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", accessKey, secretKey)
+	for name, text := range map[string]string{"config.yaml": config, "s3": credentials, "s3.crt": string(s.ca)} {
+		if err := m.WriteFile("/etc/kedge/"+name, []byte(text), 0o600); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+}
+
+// places lists the names of snapshots on this server, and in the bucket with the server that each is of, by what m sees.
+func (m machine) places() (here, bucket string) {
+	m.t.Helper()
+	var local, far []string
+	_, all := m.list()
+	for _, e := range all {
+		if e.Problem != "" {
+			m.t.Errorf("%s: %s: %s", m.Name(), e.Location, e.Problem)
+		}
+		if strings.HasPrefix(e.Location, "s3://") {
+			far = append(far, e.Name+"@"+e.Node)
+		} else {
+			local = append(local, e.Name)
+		}
+	}
+	slices.Sort(local)
+	slices.Sort(far)
+	return strings.Join(local, " "), strings.Join(far, " ")
+}
+
+// oneBucket: servers that share a bucket do not overwrite each other's snapshots there. Of the scheduled ones of the same time one is copied, the
+// retention counts those of the cluster, and everybody sees all.
+func oneBucket(t *testing.T, servers ...machine) {
+	t.Helper()
+	for _, m := range servers {
+		m.snapshot("save", "--name", "of-"+m.Name())
+		m.snapshot("save", "--trigger", "scheduled", "--name", "scheduled-1-"+m.Name())
+	}
+	s1, s2 := servers[0], servers[1]
+	s2.refuses("taken on server s1", "save", "--name", "of-s1")
+	for _, m := range servers {
+		here, bucket := m.places()
+		if want := "of-s1@s1 of-s2@s2 of-s3@s3 scheduled-1-s1@s1"; here != "of-"+m.Name()+" scheduled-1-"+m.Name() || bucket != want {
+			t.Errorf("%s has %s, and sees %s in the bucket, want %s", m.Name(), here, bucket, want)
+		}
+	}
+	s1.snapshot("save", "--trigger", "scheduled", "--name", "scheduled-2-s1")
+	s2.snapshot("prune")
+	for _, m := range servers {
+		here, bucket := m.places()
+		round := "1"
+		if m.Name() == "s1" {
+			round = "2"
+		}
+		if want := "of-s1@s1 of-s2@s2 of-s3@s3 scheduled-2-s1@s1"; here != "of-"+m.Name()+" scheduled-"+round+"-"+m.Name() || bucket != want {
+			t.Errorf("after pruning %s has %s, and sees %s in the bucket, want %s", m.Name(), here, bucket, want)
+		}
+		m.snapshot("inspect", "s3://backup/home/one/of-"+m.Name()+".kedge")
+	}
+	s1.snapshot("delete", "s3://backup/home/one/of-s3.kedge") // s3 keeps its own
+	if here, bucket := servers[2].places(); !strings.Contains(here, "of-s3") || strings.Contains(bucket, "of-s3") {
+		t.Errorf("s3 has %s, in the bucket are %s", here, bucket)
+	}
+}
+
 // TestBucket: snapshots go to an S3 service, are pruned there by what they say of themselves, and are restored from there.
 func TestBucket(t *testing.T) {
 	c := cluster.ForTest(t, cluster.Spec{Servers: 1})
 	m := machine{c.Servers[0], t}
-	host := m.IP()[:strings.LastIndex(m.IP(), ".")] + ".1"
-	s := startService(t, host)
-	config := fmt.Sprintf("snapshot-s3-endpoint: %s\nsnapshot-s3-bucket: backup\nsnapshot-s3-folder: home/one\nsnapshot-s3-credentials: /etc/kedge/s3\nsnapshot-s3-cafile: /etc/kedge/s3.crt\nsnapshot-retention: 2\n", s.url)
-	credentials := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", accessKey, secretKey)
-	for name, text := range map[string]string{"config.yaml": config, "s3": credentials, "s3.crt": string(s.ca)} {
-		if err := m.WriteFile("/etc/kedge/"+name, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	s := startService(t, c.Bed.Gateway())
+	m.useBucket(s, 2)
 	cluster.Do(t, c.Start)
 	m.mark("before")
 	if out := m.snapshot("save", "--name", "good"); !strings.Contains(out, "copied to s3://backup/home/one/good.kedge") {
