@@ -308,6 +308,8 @@ func TestJudgePort(t *testing.T) {
 		})
 	}
 	want{Pass, "flannel.1", ""}.check(t, judgeVXLANPort([]string{"flannel.1"}))
+	want{Pass, "flannel.1, flannel-v6.1", ""}.check(t, judgeVXLANPort([]string{"flannel.1", "flannel-v6.1"}))
+	want{Warning, "flannel.1, cilium_vxlan", "$ ip link delete cilium_vxlan"}.check(t, judgeVXLANPort([]string{"flannel.1", "cilium_vxlan"}))
 	want{Warning, "cilium_vxlan", "ip link delete cilium_vxlan"}.check(t, judgeVXLANPort([]string{"cilium_vxlan"}))
 }
 

@@ -430,9 +430,12 @@ func vxlanDevices(port int) []string {
 
 // judgeVXLANPort: devices share the kernel's socket, as long as none of them takes all identifiers (Cilium's does).
 func judgeVXLANPort(devices []string) Result {
-	if slices.ContainsFunc(devices, func(name string) bool { return !strings.HasPrefix(name, "flannel.") }) {
+	others := slices.DeleteFunc(slices.Clone(devices), func(name string) bool {
+		return strings.HasPrefix(name, "flannel.") || strings.HasPrefix(name, "flannel-v6.")
+	})
+	if len(others) > 0 {
 		return Result{Status: Warning, Finding: "in use by the VXLAN devices " + strings.Join(devices, ", "),
-			Remedy: "If they are left over from another product, remove them:\n$ ip link delete " + devices[0]}
+			Remedy: "If it is left over from another product, remove it:\n$ ip link delete " + strings.Join(others, "\n$ ip link delete ")}
 	}
 	return Result{Status: Pass, Finding: fmt.Sprintf("in use by %s, a VXLAN device that Kedge takes over", strings.Join(devices, ", "))}
 }

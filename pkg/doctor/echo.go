@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/net/icmp"
@@ -27,11 +28,11 @@ const (
 // errNoOverlay is for a node whose flannel has not made its device.
 var errNoOverlay = errors.New("this node has no overlay device (flannel.1): flannel is not ready")
 
-// overlayMTU is that of the overlay's device, 0 without one.
-func overlayMTU(links []Link) int {
+// overlayMTU is that of the overlay's device to an address, 0 without one. Each family may have a device of its own, or both the same.
+func overlayMTU(links []Link, to netip.Addr) int {
 	mtu := 0
 	for _, l := range links {
-		if l.Overlay {
+		if l.Overlay && (mtu == 0 || strings.Contains(l.Name, "v6") == to.Is6()) {
 			mtu = l.MTU
 		}
 	}
@@ -41,7 +42,7 @@ func overlayMTU(links []Link) int {
 // echoThroughOverlay sends an echo request to another node's address in the overlay network and waits for the reply: both go through the
 // overlay. Then the same with the largest packet that the overlay's device takes.
 func echoThroughOverlay(ctx context.Context, to netip.Addr, links []Link) error {
-	mtu := overlayMTU(links)
+	mtu := overlayMTU(links, to)
 	if mtu == 0 {
 		return errNoOverlay
 	}

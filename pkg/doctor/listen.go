@@ -56,7 +56,6 @@ func ListenAndSend(ctx context.Context, l Listen, report *NodeReport) error {
 	ctx, cancel := context.WithTimeout(ctx, listenTime)
 	defer cancel()
 	report.Links = links(nil)
-	mtu := overlayMTU(report.Links)
 	heard := hearing{nonce: l.Nonce, from: map[Heard]bool{}}
 	var listeners []*os.File
 	for _, link := range report.Links {
@@ -81,7 +80,7 @@ func ListenAndSend(ctx context.Context, l Listen, report *NodeReport) error {
 	for _, p := range l.Send {
 		wg.Go(func() {
 			// What cannot be sent is not heard, and the first step says why.
-			_ = send(ctx, p.Address.Addr(), mtu, l.Nonce, report.Node)
+			_ = send(ctx, p.Address.Addr(), overlayMTU(report.Links, p.Address.Addr()), l.Nonce, report.Node)
 		})
 	}
 	wg.Wait()

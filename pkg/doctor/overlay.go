@@ -88,7 +88,7 @@ func judgePair(f Facts, there, back Way) []Finding {
 				fmt.Sprintf("Open UDP port %s from %s to %s: going out on %s, coming in on %s, and in the network between them. The other direction is open. "+
 					"Pods of the two nodes do not reach each other until both are.", port, d.from, d.way.Peer, d.from, d.way.Peer)))
 		case onlySmall:
-			text := fmt.Sprintf("%s: small packets from %s arrive there, those of %d bytes do not", mtuMark, d.from, overlayMTU(f.Reports[d.from].Links))
+			text := fmt.Sprintf("%s: small packets from %s arrive there, those of %d bytes do not", mtuMark, d.from, overlayMTU(f.Reports[d.from].Links, d.way.Address.Addr()))
 			if d.reverse == everything {
 				text += "; in the other direction both arrive"
 			}

@@ -121,6 +121,21 @@ func FuzzProbe(f *testing.F) {
 	})
 }
 
+func TestOverlayMTU(t *testing.T) {
+	v4, v6 := netip.MustParseAddr("10.42.0.0"), netip.MustParseAddr("fd42::")
+	vxlan := []Link{{"eth0", 1500, false}, {"flannel-v6.1", 1430, true}, {"flannel.1", 1450, true}}
+	wireguard := []Link{{"flannel-wg", 1420, true}, {"flannel-wg-v6", 1400, true}}
+	for _, tt := range []struct {
+		links []Link
+		to    netip.Addr
+		want  int
+	}{{vxlan, v4, 1450}, {vxlan, v6, 1430}, {wireguard, v4, 1420}, {wireguard, v6, 1400}, {wireguard[:1], v6, 1420}, {vxlan[1:2], v6, 1430}, {vxlan[:1], v4, 0}} {
+		if got := overlayMTU(tt.links, tt.to); got != tt.want {
+			t.Errorf("%v to %s: %d, want %d", tt.links, tt.to, got, tt.want)
+		}
+	}
+}
+
 func TestProbe(t *testing.T) {
 	nonce := []byte("0123456789abcdef")
 	packet := append([]byte{0x60}, probe(nonce, large, "n2", 1000)...)
