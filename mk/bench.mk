@@ -14,7 +14,7 @@ PARTS     ?= start idle pods size cluster network services dns policy
 MAX_LOAD  ?= 4
 BENCH     := build/bench
 STOCK     := build/stock
-# Of kube-proxy. ipvs takes a kernel that has it.
+# Of kube-proxy. With ipvs on a kernel that has no IPVS, Services are measured in a virtual machine, which takes half an hour or more.
 PROXY_MODES ?= nftables iptables
 
 .PHONY: bench bench-stock

@@ -59,7 +59,11 @@ type netbed struct {
 func measureNetworks(ctx context.Context, o options, n int, res *results) error {
 	for _, mode := range o.modes {
 		for _, name := range o.sides {
-			if err := measureAll(ctx, o, name, n, res, []work{{o.hasNetwork(mode), networks(mode)}}); err != nil {
+			w := work{o.hasNetwork(mode), networks(mode)}
+			if mode == "ipvs" && !hasIPVS() {
+				w = work{o.has("services") && name == "kedge", virtualServices}
+			}
+			if err := measureAll(ctx, o, name, n, res, []work{w}); err != nil {
 				return err
 			}
 		}

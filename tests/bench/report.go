@@ -49,7 +49,7 @@ func figures() []figure {
 		{"failover " + leading, "fail-over: the leader of etcd loses its power", "s"},
 		{"failover " + inUseLeading, "fail-over: one that is both loses its power", "s"},
 		{"failover " + cutOff, "fail-over: one that is both is cut off", "s"},
-	}, usage("agent"), usage("server"), usage("servers"), networkFigures(), serviceFigures(), dnsFigures(), policyFigures())
+	}, usage("agent"), usage("server"), usage("servers"), networkFigures(), serviceFigures(), virtualFigures(), dnsFigures(), policyFigures())
 }
 
 // usage are the lines of what something uses while it is idle.
