@@ -64,6 +64,15 @@ func (v *VM) Name() string { return v.name }
 // IP returns its IPv4 address.
 func (v *VM) IP() string { return v.ip }
 
+// Restart takes its power away and boots it from the same disk, with its clock set to a time. What is to survive has to be on the disk: see sync(1).
+func (v *VM) Restart(ctx context.Context, clock time.Time) error {
+	if _, err := v.bed.runScript(ctx, v.bed.vmScript(), "kill", v.name); err != nil {
+		return err
+	}
+	_, err := v.bed.runScript(ctx, v.bed.vmScript(), "start", v.name, clock.UTC().Format("2006-01-02T15:04:05"))
+	return err
+}
+
 // Shell runs a line of shell and returns what it printed, on standard error, too. If the line ran and failed, the error is an [*ExitError].
 func (v *VM) Shell(ctx context.Context, line string) (string, error) {
 	out, err := v.bed.scriptCommand(ctx, v.bed.vmScript(), "exec", v.name, line).Output()
