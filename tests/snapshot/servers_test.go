@@ -46,7 +46,6 @@ func TestServers(t *testing.T) {
 		t.Fatal(err)
 	}
 	s1.refuses("--force", "restore", "good") // who else is in the cluster cannot be read
-	begin = time.Now()
 	if out := s1.snapshot("restore", "--force", "good"); !strings.Contains(out, "s2, s3") {
 		t.Errorf("it says %s", out)
 	}
@@ -120,9 +119,8 @@ func newHardware(t *testing.T, c *cluster.Cluster, from machine, key string) {
 	if got := s4.files(); got != "" {
 		t.Errorf("what was refused leaves %s", got)
 	}
-	begin := time.Now()
 	s4.snapshot("restore", "--recovery-key", "/root/key", "--forget-others", "/root/last.kedge")
-	begin = time.Now()
+	begin := time.Now()
 	cluster.Do(t, s4.Run)
 	s4.leads(begin)
 	cluster.Do(t, s4.WaitReady)
