@@ -7,6 +7,7 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -372,7 +373,7 @@ func (n *node) waitForNode(ctx context.Context, client kubernetes.Interface, con
 func (n *node) watchKubelet(ctx context.Context, client kubernetes.Interface) {
 	seen := false
 	n.watch(ctx, ComponentKubelet, "", func() error {
-		if err := httpOK(ctx, "http://127.0.0.1:10248/healthz"); err != nil {
+		if err := httpOK(ctx, "http://127.0.0.1:10248/healthz", nil); err != nil {
 			return err
 		}
 		node, err := client.CoreV1().Nodes().Get(ctx, n.cfg.Name, metav1.GetOptions{ResourceVersion: "0"})
@@ -389,18 +390,6 @@ func (n *node) watchKubelet(ctx context.Context, client kubernetes.Interface) {
 			}
 		}
 		return nil
-	})
-}
-
-func (n *node) watchProxy(ctx context.Context, p *proxy, ready chan struct{}) {
-	first := true
-	n.watch(ctx, ComponentProxy, "mode "+string(p.mode)+p.reason, func() error {
-		err := httpOK(ctx, "http://"+p.healthz+"/livez")
-		if err == nil && first {
-			first = false
-			close(ready)
-		}
-		return err
 	})
 }
 
@@ -431,7 +420,8 @@ func (n *node) watch(ctx context.Context, name, remark string, probe func() erro
 	}
 }
 
-func httpOK(ctx context.Context, url string) error {
+// httpOK asks for a URL; into, if there is one, takes the JSON of the answer.
+func httpOK(ctx context.Context, url string, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -446,7 +436,10 @@ func httpOK(ctx context.Context, url string) error {
 	if res.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s says %s", url, res.Status)
 	}
-	return nil
+	if into == nil {
+		return nil
+	}
+	return json.NewDecoder(res.Body).Decode(into)
 }
 
 func (c Config) dnsConfig() dns.Config {

@@ -6,10 +6,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
 
 	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
 	proxyapp "k8s.io/kubernetes/cmd/kube-proxy/app"
+	"k8s.io/kubernetes/pkg/proxy/healthcheck"
 
 	"github.com/kedge-io/kedge/pkg/check"
 	"github.com/kedge-io/kedge/pkg/config"
@@ -107,4 +110,36 @@ func chooseMode() (config.ProxyMode, string) {
 		return config.ProxyNFTables, fmt.Sprintf(" (chosen: no IPVS: %v)", err)
 	}
 	return config.ProxyIPVS, " (chosen: the kernel has IPVS)"
+}
+
+// watchProxy closes ready when kube-proxy has written its first rules.
+func (n *node) watchProxy(ctx context.Context, p *proxy, ready chan struct{}) {
+	first := true
+	n.watch(ctx, ComponentProxy, "mode "+string(p.mode)+p.reason, func() error {
+		var health healthcheck.ProxyHealth
+		err := httpOK(ctx, "http://"+p.healthz+"/livez", &health)
+		if err == nil && first {
+			err = wroteRules(health, n.cfg.ClusterCIDR)
+		}
+		if err == nil && first {
+			first = false
+			close(ready)
+		}
+		return err
+	})
+}
+
+// wroteRules is an error until kube-proxy has written its first rules for all families. Until then it calls itself healthy, and says nothing
+// of the family.
+func wroteRules(health healthcheck.ProxyHealth, clusterCIDR []netip.Prefix) error {
+	for _, cidr := range clusterCIDR {
+		family := corev1.IPv4Protocol
+		if cidr.Addr().Is6() {
+			family = corev1.IPv6Protocol
+		}
+		if health.Status[family].LastUpdated.IsZero() {
+			return fmt.Errorf("its first rules for %s are not written yet", family)
+		}
+	}
+	return nil
 }

@@ -15,8 +15,10 @@ import (
 )
 
 const (
-	// prolong is how often addresses get a new lifetime.
-	prolong = 500 * time.Millisecond
+	// prolong is how often it is seen to whether addresses get a new lifetime. They do when it is longer than theirs by worthwhile, which is
+	// after each renewal of the lease: for IPv6, the kernel sends multicast reports (MLD) each time.
+	prolong    = 500 * time.Millisecond
+	worthwhile = renewInterval * 9 / 10
 	// announcements are sent after an address was bound, one with each prolongation: a single one may get lost.
 	announcements = 8
 )
@@ -36,6 +38,7 @@ type announcer struct {
 type binding struct {
 	link int
 	sent int
+	ends time.Time // when the kernel takes the address away
 }
 
 // apply makes exactly these addresses bound, each for a time.
@@ -65,8 +68,8 @@ func (a *announcer) hold(addr netip.Addr, lifetime time.Duration) error {
 		b = &binding{link: link.Attrs().Index}
 	}
 	link, err := netlink.LinkByIndex(b.link)
-	if err == nil {
-		err = netlink.AddrReplace(link, mortal(addr, lifetime))
+	if ends := time.Now().Add(lifetime); err == nil && ends.Sub(b.ends) > worthwhile {
+		err, b.ends = netlink.AddrReplace(link, mortal(addr, lifetime)), ends
 	}
 	if err != nil {
 		delete(a.bound, addr) // the interface may be gone, and another one there
