@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -112,9 +111,7 @@ func TestFailOver(t *testing.T) {
 				process, at := startChild(t, a)
 				address, server = at, "child"
 				fail = func() {
-					if err := process.Signal(syscall.SIGSTOP); err != nil {
-						t.Fatal(err)
-					}
+					freeze(t, process)
 					if name != "frozen" {
 						fillBacklog(t, address)
 					}
@@ -174,9 +171,7 @@ func TestConnectPassesOver(t *testing.T) {
 	a := newAuthority(t)
 	two := newAPIServer(t, a, "two", "127.0.0.1:0")
 	swallowing, at := startChild(t, a)
-	if err := swallowing.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	freeze(t, swallowing)
 	fillBacklog(t, at)
 	for name, address := range map[string]string{"closed": closedPort(t), "swallowing": at} {
 		t.Run(name, func(t *testing.T) {
@@ -631,9 +626,7 @@ func TestNothingIsLeft(t *testing.T) {
 	a := newAuthority(t)
 	one, two := newAPIServer(t, a, "one", "127.0.0.1:0"), newAPIServer(t, a, "two", "127.0.0.1:0")
 	process, swallowing := startChild(t, a)
-	if err := process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	freeze(t, process)
 	fillBacklog(t, swallowing)
 	h := start(t, a, Config{Local: swallowing, Join: "localhost:1"}, nil)
 	h.use(one.address, two.address)

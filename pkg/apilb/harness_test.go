@@ -228,6 +228,17 @@ func childServer(config []byte) error {
 	return server.Serve(tls.NewListener(listener, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{c.Cert}, PrivateKey: key}}}))
 }
 
+// freeze stops a process and waits until all of its threads have stopped: none may take one more connection.
+func freeze(t *testing.T, p *os.Process) {
+	t.Helper()
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Waitid(unix.P_PID, p.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // startChild starts an API server as a process of its own.
 func startChild(t *testing.T, a *authority) (process *os.Process, address string) {
 	t.Helper()

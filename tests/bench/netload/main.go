@@ -131,6 +131,9 @@ func watch(ctx context.Context, q url.Values) (Result, error) {
 				}
 			})
 		case a := <-attempts:
+			if ctx.Err() != nil {
+				continue // it may have been cut short, which says nothing
+			}
 			res.add(a)
 			if want == (a.err == nil) {
 				return res, nil
