@@ -100,7 +100,20 @@ func (a *API) RemoveNode(ctx context.Context, name string) error {
 	return a.do(ctx, http.MethodDelete, PathNodes+"/"+url.PathEscape(name), nil, nil)
 }
 
+// do asks once, unless what is asked is forbidden: an API server that starts knows no roles yet and forbids everything. When it is ready, it
+// means it.
 func (a *API) do(ctx context.Context, method, path string, in, out any) error {
+	err := a.once(ctx, method, path, in, out)
+	if !apierrors.IsForbidden(err) {
+		return err
+	}
+	if starts := a.once(ctx, http.MethodGet, "/readyz", nil, nil); starts != nil {
+		return problem(KindNotReady, err, "the API on %s is not ready for %s: it is starting", a.address, path)
+	}
+	return a.once(ctx, method, path, in, out)
+}
+
+func (a *API) once(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
 	if in != nil {
 		data, err := json.Marshal(in)

@@ -112,7 +112,7 @@ func TestAPIErrors(t *testing.T) {
 		{status(400, metav1.StatusReasonBadRequest, "no such name"), KindRefused, false, apierrors.IsBadRequest, "no such name"},
 		{nil, KindNotKedge, false, whatever, "ADDRESS does not know /kedge/v1/members/n2/promote: it is not Kedge's API, or its version is older"},
 	} {
-		c, api := joinAPI(t, map[string]any{"POST /kedge/v1/members/n2/promote": tt.answer})
+		c, api := joinAPI(t, map[string]any{"POST /kedge/v1/members/n2/promote": tt.answer, "GET /readyz": "ok"})
 		err := api.Promote(t.Context(), "n2")
 		if err == nil {
 			t.Errorf("no error, want %s", tt.want)
@@ -158,5 +158,40 @@ func TestNewAPI(t *testing.T) {
 	}
 	if m, err := api.Members(t.Context()); err != nil || len(m) != 1 {
 		t.Error(m, err)
+	}
+}
+
+// An API server that starts forbids everything, since it knows no roles yet: that passes. What is forbidden when it is ready stays so.
+func TestForbiddenWhileStarting(t *testing.T) {
+	c, api := joinAPI(t, nil)
+	forbidden := func(w http.ResponseWriter) { sendStatus(w, http.StatusForbidden, "forbidden: User cannot post path") }
+	ready := false
+	c.override = func(w http.ResponseWriter, r *http.Request) {
+		if !ready {
+			forbidden(w)
+		} else {
+			sendJSON(w, http.StatusOK, struct{}{})
+		}
+	}
+	if err := api.Promote(t.Context(), "n2"); KindOf(err) != KindNotReady || !Retryable(err) {
+		t.Errorf("while it starts: kind %q, %v", KindOf(err), err)
+	}
+	c.override = func(w http.ResponseWriter, r *http.Request) {
+		if ready = ready || r.URL.Path == "/readyz"; !ready {
+			forbidden(w)
+		} else {
+			sendJSON(w, http.StatusOK, struct{}{})
+		}
+	}
+	if err := api.Promote(t.Context(), "n2"); err != nil {
+		t.Errorf("ready in between: %v", err)
+	}
+	c.override = func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/readyz" {
+			forbidden(w)
+		}
+	}
+	if err := api.Promote(t.Context(), "n2"); KindOf(err) != KindRole || Retryable(err) {
+		t.Errorf("ready and forbidden: kind %q, %v", KindOf(err), err)
 	}
 }
