@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -50,6 +51,7 @@ func action(c *cli.Context) error {
 	if os.Geteuid() != 0 {
 		return errors.New("only root can do that: run it with sudo")
 	}
+	log.SetOutput(io.Discard) // netlink tells of every attribute of an IP set that it does not know
 	var flags []string
 	for _, name := range []string{"config", "data-dir", "kubelet-root-dir", "run-dir"} {
 		if c.IsSet(name) {

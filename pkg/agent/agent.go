@@ -55,15 +55,48 @@ func (m *Machine) runAgent(ctx context.Context) error {
 			return err
 		}
 		m.Credentials = Credentials{Kubeconfig: files.KubeconfigFile(), ClientCert: files.Credentials, ServerCA: files.ServerCAFile(), ClientCA: files.ClientCAFile()}
-		m.OnChange = m.noteRegistered
+		removed := make(chan struct{}, 1)
+		m.OnChange = func(processes []supervise.ProcessStatus) {
+			m.noteRegistered(processes)
+			noteRemoved(processes, removed)
+		}
 		m.RotateCertificates = m.rotateKubelet
 		follower := &caFollower{m: m, files: files, changed: make(chan *authority.Rotation, 1)}
 		m.OnRotation = follower.note
 		if _, err := m.Balance(""); err != nil {
 			return err
 		}
-		return m.Run(ctx, nil, []string{NodeProcess, Containerd}, m.watchCredentials, follower.run)
+		err := m.Run(ctx, nil, []string{NodeProcess, Containerd}, m.watchCredentials, follower.run, func(ctx context.Context) error { return m.watchRemoved(ctx, removed) })
+		return m.Ended(err)
 	})
+}
+
+// noteRemoved tells removed when the node process has found that its Node is not in the cluster any more.
+func noteRemoved(processes []supervise.ProcessStatus, removed chan<- struct{}) {
+	for _, p := range processes {
+		for _, c := range p.Components {
+			if c.Name == node.ComponentKubelet && c.State == supervise.Failed && c.Reason == node.Removed {
+				select {
+				case removed <- struct{}{}:
+				default:
+				}
+			}
+		}
+	}
+}
+
+// watchRemoved ends a node that was removed while it ran.
+func (m *Machine) watchRemoved(ctx context.Context, removed <-chan struct{}) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-removed:
+	}
+	if m.Leaving() {
+		return nil
+	}
+	m.log.Warn("this node has been removed from the cluster and stops; pods keep running. Start it again to join afresh with a valid token")
+	return ErrRemoved
 }
 
 // preflight refuses what cannot work before anything is written: the machine, then the arguments for components.
@@ -129,8 +162,8 @@ func (m *Machine) enroll(ctx context.Context, known *Membership, files pki.Agent
 // registeredTimeout is how long a start waits for a server that may know that this node was removed: when all are down it goes on.
 const registeredTimeout = 3 * time.Second
 
-// errRemoved is why credentials that are valid are not used: a certificate cannot be taken back.
-var errRemoved = errors.New("this node was removed from the cluster")
+// errNotRegistered is why credentials that are valid are not used: a certificate cannot be taken back.
+var errNotRegistered = errors.New(node.Removed)
 
 // checkRegistered asks the servers known here whether a node that has been in the cluster still is.
 func (m *Machine) checkRegistered(ctx context.Context, files pki.Agent) error {
@@ -147,7 +180,7 @@ func (m *Machine) checkRegistered(ctx context.Context, files pki.Agent) error {
 	}
 	for range addresses {
 		if <-gone {
-			return errRemoved
+			return errNotRegistered
 		}
 	}
 	return nil

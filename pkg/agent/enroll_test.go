@@ -173,9 +173,9 @@ func TestCheckRegistered(t *testing.T) {
 		want    error
 	}{
 		{"it is there", there, nil, false, nil},
-		{"it is gone", gone, nil, false, errRemoved},
-		{"one server is down, another says so", gone, []string{dead}, false, errRemoved},
-		{"said by the one of --server", gone, []string{dead}, true, errRemoved},
+		{"it is gone", gone, nil, false, errNotRegistered},
+		{"one server is down, another says so", gone, []string{dead}, false, errNotRegistered},
+		{"said by the one of --server", gone, []string{dead}, true, errNotRegistered},
 		{"what is refused says nothing", forbidden, nil, false, nil},
 		{"all are down", nil, []string{dead}, false, nil},
 		{"no server is known", nil, nil, false, nil},

@@ -118,6 +118,24 @@ func (m *Machine) beforeStop(name string) {
 	}
 }
 
+// ErrRemoved ends a machine that was removed from the cluster while it ran.
+var ErrRemoved = errors.New("removed from the cluster")
+
+// Ended is how a run ended, as the service manager is to see it: after ErrRemoved it was no failure, and Kedge is not to be started again.
+func (m *Machine) Ended(err error) error {
+	if !errors.Is(err, ErrRemoved) {
+		return err
+	}
+	m.stayEnded()
+	return nil
+}
+
+func (m *Machine) stayEnded() {
+	if err := service.StayEnded(); err != nil {
+		m.log.Error("the service may be started again, and join again: stop it", "error", err)
+	}
+}
+
 // finishLeave removes what made the machine part of the cluster, when everything has stopped. Images and logs stay.
 func (m *Machine) finishLeave() {
 	c := m.cfg
@@ -129,9 +147,7 @@ func (m *Machine) finishLeave() {
 	if err == nil {
 		m.leaving.say("this machine is not part of the cluster any more")
 	}
-	if err := service.StayEnded(); err != nil {
-		m.log.Error("the service may be started again, and join again: stop it", "error", err)
-	}
+	m.stayEnded()
 	m.leaving.done <- err
 }
 

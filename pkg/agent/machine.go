@@ -301,6 +301,9 @@ func (m *Machine) processes(ctx context.Context) []*supervise.Process {
 			}
 			cfg := NodeConfig(m.cfg, m.Credentials)
 			cfg.Stopping = m.draining.Load()
+			if known, err := readMembership(m.cfg); err == nil && known != nil { // the next start of Kedge says what is wrong with it
+				cfg.Registered = known.Registered
+			}
 			return cfg, nil
 		}),
 	}

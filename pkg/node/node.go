@@ -91,6 +91,8 @@ type Config struct {
 	// ProtectKernelDefaults makes the kubelet refuse kernel settings that it would change.
 	ProtectKernelDefaults bool `json:"protectKernelDefaults,omitempty"`
 
+	// Registered says that an agent's Node has been in the cluster: if it is not any more, it was removed and is not made again.
+	Registered bool `json:"registered,omitempty"`
 	// Stopping says that the machine's pods are about to be ended: only what they need until then runs, and nothing that would start them
 	// again.
 	Stopping bool `json:"stopping,omitempty"`
@@ -226,6 +228,11 @@ func (n *node) run(ctx context.Context, group *errgroup.Group, kubelet *kubelet,
 	}
 	if err := n.waitForContainerd(ctx); err != nil {
 		return err
+	}
+	// kube-proxy ends the process when its Node goes; the kubelet would make another one.
+	if n.cfg.Registered && n.isRemoved(ctx, client) {
+		n.child.Report(ComponentKubelet, supervise.Failed, Removed)
+		return nil
 	}
 	group.Go(func() error {
 		n.child.Report(ComponentKubelet, supervise.Running, "")
@@ -369,16 +376,25 @@ func (n *node) waitForNode(ctx context.Context, client kubernetes.Interface, con
 	return ev.Object.(*corev1.Node), nil
 }
 
+// Removed is why the kubelet of a node does not run, or has no Node any more. A removed node joins again with a valid token, when Kedge starts.
+const Removed = "this node was removed from the cluster"
+
+// isRemoved says whether the cluster has no Node of this name, by the datastore and not by what an API server remembers.
+func (n *node) isRemoved(ctx context.Context, client kubernetes.Interface) bool {
+	_, err := client.CoreV1().Nodes().Get(ctx, n.cfg.Name, metav1.GetOptions{})
+	return apierrors.IsNotFound(err)
+}
+
 // watchKubelet reports the kubelet as ready when it says so itself, with the Node's own words otherwise.
 func (n *node) watchKubelet(ctx context.Context, client kubernetes.Interface) {
-	seen := false
+	seen := n.cfg.Registered
 	n.watch(ctx, ComponentKubelet, "", func() error {
 		if err := httpOK(ctx, "http://127.0.0.1:10248/healthz", nil); err != nil {
 			return err
 		}
 		node, err := client.CoreV1().Nodes().Get(ctx, n.cfg.Name, metav1.GetOptions{ResourceVersion: "0"})
-		if apierrors.IsNotFound(err) && seen {
-			return errors.New("the cluster has no node of this name any more: it was removed; to join again restart Kedge, on an agent with a valid token")
+		if apierrors.IsNotFound(err) && seen && n.isRemoved(ctx, client) {
+			return errors.New(Removed)
 		}
 		if err != nil {
 			return err

@@ -272,7 +272,7 @@ func (s *server) watchMembership(ctx context.Context) error {
 		if s.voted.Load() {
 			s.log.Warn("this server has been removed from the cluster and stops; pods keep running. Start it again to join afresh with a valid token; " +
 				"its data is kept")
-			return errRemoved
+			return agent.ErrRemoved
 		}
 		s.log.Warn("this server is not a member of the datastore any more, starting again to take part afresh")
 		return agent.ErrRestart
@@ -335,9 +335,6 @@ func (s *server) otherServer(ctx context.Context, b *apilb.Balancer) (*authority
 	}
 	return nil, errors.Join(errs...)
 }
-
-// errRemoved ends the server without being a failure: a service manager is not to start it again.
-var errRemoved = errors.New("removed from the cluster")
 
 // observe follows the state of the datastore's process for watchMembership.
 func (s *server) observe(processes []supervise.ProcessStatus) {

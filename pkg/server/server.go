@@ -78,10 +78,7 @@ func (s *server) start(ctx context.Context) error {
 	if cfg.ClusterReset {
 		return s.reset(ctx, known)
 	}
-	if err = s.Serve(ctx, func(ctx context.Context) error { return s.run(ctx, known) }); errors.Is(err, errRemoved) {
-		return nil
-	}
-	return err
+	return s.Ended(s.Serve(ctx, func(ctx context.Context) error { return s.run(ctx, known) }))
 }
 
 type server struct {

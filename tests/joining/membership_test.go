@@ -126,6 +126,23 @@ func movedAside(t *testing.T, s *cluster.Server) {
 	}
 }
 
+// TestRemoveAgent: an agent is removed while it runs. It stops, is not in the cluster any more, and joins afresh with a token.
+func TestRemoveAgent(t *testing.T) {
+	c := shared.Cluster(t)
+	s, agent := c.Servers[0], c.Agents[0]
+	t.Log(remove(t, s, agent.Name()))
+	if err := agent.Process().Wait(cluster.Within(t, minute)); err != nil {
+		t.Fatal(err)
+	}
+	if text := logOf(t, agent); !strings.Contains(text, "removed from the cluster and stops") {
+		t.Errorf("it says: %s", text)
+	}
+	gone(t, s, agent.Name())
+	join(t, c, agent)
+	cluster.Do(t, c.WaitReady)
+	pods(t, c, agent)
+}
+
 // TestReimage: a server and an agent lose their disks and join under their old names.
 func TestReimage(t *testing.T) {
 	c := shared.Cluster(t)
