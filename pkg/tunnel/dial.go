@@ -109,7 +109,20 @@ func (s *Server) ways(network string, t target) []way {
 	case s.cfg.Mode == Direct:
 		return []way{direct}
 	case s.cfg.Mode == Always && open:
-		return []way{tunnel}
+		node := t
+		node.pod = false
+		if s.pick(node) != nil {
+			return []way{tunnel}
+		}
+		// It may be about to come back, and what another node reaches is not certain.
+		own := way{tunnelName, func(ctx context.Context) (net.Conn, error) {
+			session, err := s.await(ctx, node, nil)
+			if err != nil {
+				return nil, err
+			}
+			return session.dial(ctx, t.inside)
+		}}
+		return []way{own, tunnel}
 	case open && s.avoided(path{t.node, t.pod}):
 		return []way{tunnel, direct}
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"syscall"
 	"testing"
@@ -351,4 +352,19 @@ func TestLateLoser(t *testing.T) {
 			t.Errorf("the loser's connection: %v", err)
 		}
 	})
+}
+
+// TestOwnTunnelComesBack: with nothing but tunnels, a pod's node is waited for when another one that has a tunnel does not reach the pod.
+func TestOwnTunnelComesBack(t *testing.T) {
+	b := newBed(t, alwaysTunnel, noDirect)
+	b.addNode("m2", "127.1.2.0/24", internal("127.0.0.2"))
+	b.addNode("m3", "127.1.3.0/24", internal("127.0.0.3"))
+	b.join("m3", func(c *Client) { c.cfg.Allow = func(netip.AddrPort) bool { return false } })
+	b.open("m3")
+	addr := listen(t, "127.1.2.9:0", echo)
+	go func() {
+		time.Sleep(headStart + 200*time.Millisecond)
+		b.join("m2")
+	}()
+	exchange(t, b.dial(addr), "x")
 }
