@@ -21,7 +21,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/docker/go-units"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"k8s.io/client-go/kubernetes"
 	certutil "k8s.io/client-go/util/cert"
 
@@ -282,7 +284,24 @@ func (m *Machine) settle(ctx context.Context) {
 
 // Process describes a child process of this machine.
 func (m *Machine) Process(name string, components []string, config func() (any, error)) *supervise.Process {
-	return &supervise.Process{Name: name, RunDir: m.cfg.RunDir, StopTimeout: 10 * time.Second, Components: components, Config: config}
+	return &supervise.Process{Name: name, RunDir: m.cfg.RunDir, StopTimeout: 10 * time.Second, Components: components, Config: config, Suspect: m.fullDisk}
+}
+
+// full is what etcd wants to have free when it starts: a file of its log.
+const full = 64 * units.MB
+
+// fullDisk says that a disk with this machine's data is full, if one is: etcd ends without a word of it.
+func (m *Machine) fullDisk() string {
+	for _, dir := range []string{filepath.Dir(m.cfg.EtcdDir()), m.cfg.DataDir} {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(dir, &fs); err != nil {
+			continue
+		}
+		if free := fs.Bavail * uint64(fs.Bsize); free < full {
+			return fmt.Sprintf("no space: the disk of %s has %s free", dir, units.HumanSize(float64(free)))
+		}
+	}
+	return ""
 }
 
 // processes are those of a node. None waits for another to start: each waits for what it needs.

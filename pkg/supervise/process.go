@@ -43,6 +43,8 @@ type Process struct {
 	RunDir     string
 	// StopTimeout is how long the process may take after SIGTERM before it is killed.
 	StopTimeout time.Duration
+	// Suspect names what on this machine may be why the process ended, if anything; may be nil.
+	Suspect func() string
 	// Output gets what the process writes; nil: where the supervisor writes.
 	Output *os.File
 
@@ -94,6 +96,11 @@ func (p *Process) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			p.set(Stopped, 0, "")
 			return
+		}
+		if p.Suspect != nil {
+			if why := p.Suspect(); why != "" {
+				err = fmt.Errorf("%w; %s", err, why)
+			}
 		}
 		next := delay()
 		p.log.Error("process ended, will start it again", "reason", err, "in", next.Round(time.Millisecond))

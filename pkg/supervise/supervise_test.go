@@ -126,9 +126,11 @@ func TestReadyAndStop(t *testing.T) {
 }
 
 func TestRestartAfterExit(t *testing.T) {
-	s, _ := start(t, slog.New(slog.DiscardHandler), []string{"bad"}, process(t, "bad", childConfig{Exit: 3}))
+	p := process(t, "bad", childConfig{Exit: 3})
+	p.Suspect = func() string { return "no space" }
+	s, _ := start(t, slog.New(slog.DiscardHandler), []string{"bad"}, p)
 	eventually(t, "second restart", func() bool { return s.Status()[0].Restarts >= 2 })
-	if st := s.Status()[0]; st.LastExit != "exit status 3" || st.LastExitAt == nil {
+	if st := s.Status()[0]; st.LastExit != "exit status 3; no space" || st.LastExitAt == nil {
 		t.Errorf("got %+v", st)
 	}
 }
