@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -25,12 +26,39 @@ func cut(before, after *ruleset) error {
 		if err != nil {
 			return err
 		}
-		_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, forbidden{after, touched, local})
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, forbidden{after, touched, local, map[ends]bool{}}.cut(family))
 	}
 	return errors.Join(errs...)
+}
+
+const (
+	// cutPause is between looking for connections, and three times that before the last time.
+	cutPause = 50 * time.Millisecond
+	// cutRounds bounds how often it is looked, if there is always something.
+	cutRounds = 10
+)
+
+// cut deletes what is forbidden, until twice nothing was left.
+func (x forbidden) cut(family netlink.InetFamily) error {
+	calm := 0
+	for round := range cutRounds {
+		if round > 0 {
+			time.Sleep(cutPause * time.Duration(1+2*calm))
+		}
+		cut, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, x)
+		interrupted := errors.Is(err, netlink.ErrDumpInterrupted) // others may have been left out
+		switch {
+		case err != nil && !interrupted:
+			return err
+		case cut > 0 || interrupted:
+			calm = 0
+		case round == 0 || calm == 1:
+			return nil
+		default:
+			calm++
+		}
+	}
+	return nil
 }
 
 // touchedBy gives the addresses of pods to which less may be allowed than before. A first load, of which nobody knows what was before it,
@@ -90,6 +118,22 @@ type forbidden struct {
 	rules   *ruleset
 	touched map[netip.Addr]bool
 	local   map[netip.Addr]bool // the node's own addresses
+	// answers has the answering direction of what was cut. An answer that was under way then makes a connection of its own, of which what comes
+	// from the other side is an answer: it would go on, if the pod may send where it will. (For TCP, a rule is before that.)
+	answers map[ends]bool
+}
+
+// ends of a connection, as its first packet has them.
+type ends struct {
+	protocol         uint8
+	from, to         netip.Addr
+	fromPort, toPort uint16
+}
+
+func endsOf(t netlink.IPTuple) ends {
+	from, _ := netip.AddrFromSlice(t.SrcIP)
+	to, _ := netip.AddrFromSlice(t.DstIP)
+	return ends{t.Protocol, from, to, t.SrcPort, t.DstPort}
 }
 
 // MatchConntrackFlow implements [netlink.CustomConntrackFilter].
@@ -98,7 +142,14 @@ func (x forbidden) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
 	if !ok || !x.touched[f.from] && !x.touched[f.to] {
 		return false
 	}
-	return !x.allowed(f)
+	if x.answers[endsOf(c.Forward)] {
+		return true
+	}
+	if x.allowed(f) {
+		return false
+	}
+	x.answers[endsOf(c.Reverse)] = true
+	return true
 }
 
 func (x forbidden) allowed(f flow) bool {

@@ -268,6 +268,73 @@ add rule ip services prerouting ip daddr 10.43.0.20 dnat to 10.42.0.2`)
 	}
 }
 
+// TestCutLateAnswer: an answer that comes after its connection was cut does not bring it back.
+func TestCutLateAnswer(t *testing.T) {
+	b := newBed(t)
+	server := b.pod("a", "server", nil, "10.42.0.2")
+	stranger := b.pod("b", "stranger", nil, "10.42.0.4")
+	must(t, server.Do(func() error {
+		conn, err := net.ListenPacket("udp", ":9001")
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { conn.Close() })
+		go func() {
+			packet := make([]byte, 1)
+			for {
+				_, from, err := conn.ReadFrom(packet)
+				if err != nil {
+					return
+				}
+				time.AfterFunc(20*time.Millisecond, func() { _, _ = conn.WriteTo(packet, from) })
+			}
+		}()
+		return nil
+	}))
+	// Many, so that some are waiting for an answer at any time.
+	const clients, interval = 20, 100 * time.Millisecond
+	var answered [clients]atomic.Int64
+	for i := range clients {
+		var conn net.Conn
+		must(t, stranger.Do(func() (err error) {
+			conn, err = net.Dial("udp", "10.42.0.2:9001")
+			return err
+		}))
+		t.Cleanup(func() { conn.Close() })
+		go func() {
+			for packet := make([]byte, 1); ; {
+				if _, err := conn.Read(packet); errors.Is(err, net.ErrClosed) {
+					return
+				} else if err == nil {
+					answered[i].Store(time.Now().UnixNano())
+				}
+			}
+		}()
+		go func() {
+			time.Sleep(interval * time.Duration(i) / clients)
+			for {
+				if _, err := conn.Write([]byte("x")); errors.Is(err, net.ErrClosed) {
+					return
+				}
+				time.Sleep(interval)
+			}
+		}()
+	}
+	silent := func(which bool) func() error {
+		return func() error {
+			for i := range clients {
+				if s := time.Since(time.Unix(0, answered[i].Load())); (s > quick) != which {
+					return fmt.Errorf("connection %d is silent for %s", i, s)
+				}
+			}
+			return nil
+		}
+	}
+	eventually(t, "answers", silent(false))
+	b.policy("a", "deny", `{podSelector: {}}`)
+	eventually(t, "no answers", silent(true))
+}
+
 // ended waits until nothing passes on a connection any more.
 func ended(t *testing.T, conn net.Conn) {
 	t.Helper()

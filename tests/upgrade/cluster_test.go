@@ -33,9 +33,14 @@ func testAll(t *testing.T, r *releases) {
 		machines = append(machines, r.machine(t, bed, name, string(role), "--server", first.URL(), "--token", token))
 	}
 	whole := func(ctx context.Context) error {
-		return errors.Join(first.Voters(ctx, "s1", "s2", "s3"), first.NodesReady(ctx, names...))
+		errs := []error{first.Voters(ctx, "s1", "s2", "s3"), first.NodesReady(ctx, names...)}
+		for _, m := range machines { // which may take a moment longer to know of themselves that they are ready
+			_, err := m.Exec(ctx, cluster.Program, "status")
+			errs = append(errs, err)
+		}
+		return errors.Join(errs...)
 	}
-	cluster.Eventually(t, "three voters and five nodes", whole)
+	cluster.Eventually(t, "three voters and five nodes, which say that they are ready", whole)
 
 	// One machine does not trust the release: nothing begins.
 	last := machines[3]
