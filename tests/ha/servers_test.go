@@ -139,6 +139,8 @@ func TestIsolation(t *testing.T) {
 	s := otherThan(c, victim).Session(t)
 	unchanged := processes(t, c.Nodes()...)
 	what := "isolation of " + describe(t, c, victim)
+	s.Kubectl("cordon", victim.Name()) // whoever takes over believes for 40 s that the node is well
+	defer s.Kubectl("uncordon", victim.Name())
 	event := time.Now()
 	cluster.Do(t, victim.Isolate)
 	l.acknowledged(time.Now(), 100)
