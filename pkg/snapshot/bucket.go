@@ -191,8 +191,8 @@ func (b *Bucket) free(ctx context.Context, name string) error {
 	return err
 }
 
-// Upload copies a snapshot of this machine there, unless there is one of that name, reads it back, and removes it again if it is not as it was. An object appears when it is
-// complete, so that an interrupted upload leaves nothing under the name.
+// Upload copies a snapshot of this machine there, unless there is one of that name, reads it back, and removes it again if it is not as it
+// was. An object appears when it is complete, so that an interrupted upload leaves nothing under the name.
 func (b *Bucket) Upload(ctx context.Context, dir Directory, name string) error {
 	if err := b.free(ctx, name); err != nil {
 		return err
