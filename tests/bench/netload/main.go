@@ -110,7 +110,8 @@ func watch(ctx context.Context, q url.Values) (Result, error) {
 	}
 	var trying sync.WaitGroup
 	defer trying.Wait()
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	deadline := time.Now().Add(timeout)
+	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	// One after the other would not do: most refusals get lost, because the kernel limits how many it sends, and then an attempt takes
 	// as long as it may, though the next one would succeed.
@@ -131,8 +132,9 @@ func watch(ctx context.Context, q url.Values) (Result, error) {
 				}
 			})
 		case a := <-attempts:
-			if ctx.Err() != nil {
-				continue // it may have been cut short, which says nothing
+			// It may have been cut short, which says nothing. A connection knows of the deadline, and may fail by it before ctx has.
+			if a.end.After(deadline) {
+				continue
 			}
 			res.add(a)
 			if want == (a.err == nil) {
