@@ -28,14 +28,15 @@ func baseRules(w world) map[string][]baseRule {
 		midstream := baseRule{
 			fmt.Sprintf("%s saddr @%s ct state new tcp flags & (syn | ack) != syn counter drop", ip, f.name(setIngress)), "answer of a connection that was cut",
 		}
+		late := baseRule{fmt.Sprintf("%[1]s saddr . udp sport . %[1]s daddr . udp dport @%[2]s counter drop", ip, f.name(setCut)), midstream.comment}
 		postrouting = append(postrouting,
 			baseRule{fmt.Sprintf("%[1]s saddr . %[1]s daddr @%[2]s accept", ip, f.name(setSelf)), "a pod to itself"},
-			midstream,
+			midstream, late,
 			baseRule{fmt.Sprintf("%s daddr @%s ct state new tcp flags & (syn | ack) != syn counter drop", ip, f.name(setEgress)), midstream.comment},
 			baseRule{fmt.Sprintf("%s saddr vmap @%s", ip, f.name(mapEgress)), ""},
 			baseRule{fmt.Sprintf("%s daddr vmap @%s", ip, f.name(mapIngress)), ""},
 		)
-		input = append(input, midstream, baseRule{fmt.Sprintf("%s saddr vmap @%s", ip, f.name(mapEgress)), ""})
+		input = append(input, midstream, late, baseRule{fmt.Sprintf("%s saddr vmap @%s", ip, f.name(mapEgress)), ""})
 	}
 	base["postrouting"], base["input"] = postrouting, input
 	return base

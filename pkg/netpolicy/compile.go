@@ -70,6 +70,7 @@ func (c *compiler) fixedSets() {
 		for _, name := range []string{setPods, setIngress, setEgress} {
 			c.out.sets[f.name(name)] = set{typ: addr, elems: map[string]string{}}
 		}
+		c.out.sets[f.name(setCut)] = set{typ: strings.Join([]string{addr, "inet_service", addr, "inet_service"}, " . "), keep: cutMemory}
 		c.out.sets[f.name(setSelf)] = set{typ: addr + " . " + addr, elems: map[string]string{}}
 		for _, name := range []string{mapIngress, mapEgress} {
 			c.out.sets[f.name(name)] = set{typ: addr, isMap: true, elems: map[string]string{}}

@@ -100,6 +100,8 @@ func TestKernelKeeps(t *testing.T) {
 		if (before == nil) != (i == 0) {
 			t.Errorf("%s: before: %v", name, before)
 		}
+		must(t, k.silence(t.Context(), v4, []ends{{from: addr("10.42.0.2"), to: addr("10.42.0.3"), fromPort: 53, toPort: 40000}}))
+		must(t, k.silence(t.Context(), v6, []ends{{from: addr("fd00:42::2"), to: addr("fd00:42::3"), fromPort: 53, toPort: 40000}}))
 		have, err := k.takeOver(t.Context(), want)
 		must(t, err)
 		if !equal(have, want) {

@@ -3,6 +3,7 @@
 package netpolicy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -15,9 +16,9 @@ import (
 
 // cut ends established connections of pods for which something has changed, if the rules do not allow them any more. Rules only see the
 // first packet of a connection.
-func cut(before, after *ruleset) error {
+func (k *kernel) cut(ctx context.Context, before, after *ruleset) error {
 	var errs []error
-	for f, family := range map[family]netlink.InetFamily{v4: unix.AF_INET, v6: unix.AF_INET6} {
+	for _, f := range []family{v4, v6} {
 		touched := touchedBy(before, after, f)
 		if len(touched) == 0 {
 			continue
@@ -26,7 +27,7 @@ func cut(before, after *ruleset) error {
 		if err != nil {
 			return err
 		}
-		errs = append(errs, forbidden{after, touched, local, map[ends]bool{}}.cut(family))
+		errs = append(errs, k.cutFamily(ctx, f, forbidden{after, touched, local}))
 	}
 	return errors.Join(errs...)
 }
@@ -36,21 +37,43 @@ const (
 	cutPause = 50 * time.Millisecond
 	// cutRounds bounds how often it is looked, if there is always something.
 	cutRounds = 10
+	// cutMemory is for how long late answers of what was cut are dropped.
+	cutMemory = 30 * time.Second
 )
 
-// cut deletes what is forbidden, until twice nothing was left.
-func (x forbidden) cut(family netlink.InetFamily) error {
+// cutFamily ends what is forbidden, until twice nothing was left.
+//
+// An answer that comes after its connection was deleted would make a connection of its own, of which what comes from the other side is an
+// answer: it would go on, if the pod may send where it will. So answers are dropped before connections are deleted: TCP's, which go on in
+// the middle of something, by a rule, and those over UDP by what they are sent from and to.
+func (k *kernel) cutFamily(ctx context.Context, f family, x forbidden) error {
+	inet := netlink.InetFamily(unix.AF_INET)
+	if f == v6 {
+		inet = unix.AF_INET6
+	}
 	calm := 0
 	for round := range cutRounds {
 		if round > 0 {
 			time.Sleep(cutPause * time.Duration(1+2*calm))
 		}
-		cut, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, x)
-		interrupted := errors.Is(err, netlink.ErrDumpInterrupted) // others may have been left out
-		switch {
-		case err != nil && !interrupted:
+		list, err := netlink.ConntrackTableList(netlink.ConntrackTable, inet)
+		interrupted := errors.Is(err, netlink.ErrDumpInterrupted) // some may have been left out
+		if err != nil && !interrupted {
 			return err
-		case cut > 0 || interrupted:
+		}
+		found, answers := x.among(list)
+		if len(found) > 0 {
+			silenced := k.silence(ctx, f, answers)
+			_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, inet, found)
+			if errors.Is(err, netlink.ErrDumpInterrupted) {
+				interrupted, err = true, nil
+			}
+			if err := errors.Join(silenced, err); err != nil {
+				return err
+			}
+		}
+		switch {
+		case len(found) > 0 || interrupted:
 			calm = 0
 		case round == 0 || calm == 1:
 			return nil
@@ -118,9 +141,6 @@ type forbidden struct {
 	rules   *ruleset
 	touched map[netip.Addr]bool
 	local   map[netip.Addr]bool // the node's own addresses
-	// answers has the answering direction of what was cut. An answer that was under way then makes a connection of its own, of which what comes
-	// from the other side is an answer: it would go on, if the pod may send where it will. (For TCP, a rule is before that.)
-	answers map[ends]bool
 }
 
 // ends of a connection, as its first packet has them.
@@ -133,23 +153,31 @@ type ends struct {
 func endsOf(t netlink.IPTuple) ends {
 	from, _ := netip.AddrFromSlice(t.SrcIP)
 	to, _ := netip.AddrFromSlice(t.DstIP)
-	return ends{t.Protocol, from, to, t.SrcPort, t.DstPort}
+	return ends{t.Protocol, from.Unmap(), to.Unmap(), t.SrcPort, t.DstPort}
 }
 
+// connections to delete.
+type connections map[ends]bool
+
 // MatchConntrackFlow implements [netlink.CustomConntrackFilter].
-func (x forbidden) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
-	f, ok := flowOf(c)
-	if !ok || !x.touched[f.from] && !x.touched[f.to] {
-		return false
+func (c connections) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	return c[endsOf(flow.Forward)]
+}
+
+// among gives the connections to cut, and the answers that those over UDP would have.
+func (x forbidden) among(list []*netlink.ConntrackFlow) (found connections, answers []ends) {
+	found = connections{}
+	for _, c := range list {
+		f, ok := flowOf(c)
+		if !ok || !x.touched[f.from] && !x.touched[f.to] || x.allowed(f) {
+			continue
+		}
+		found[endsOf(c.Forward)] = true
+		if c.Reverse.Protocol == unix.IPPROTO_UDP {
+			answers = append(answers, endsOf(c.Reverse))
+		}
 	}
-	if x.answers[endsOf(c.Forward)] {
-		return true
-	}
-	if x.allowed(f) {
-		return false
-	}
-	x.answers[endsOf(c.Reverse)] = true
-	return true
+	return found, answers
 }
 
 func (x forbidden) allowed(f flow) bool {

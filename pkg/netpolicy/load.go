@@ -103,6 +103,15 @@ func (k *kernel) load(ctx context.Context, want *ruleset) (before *ruleset, err 
 	return nil, nil
 }
 
+// silence drops for a while what comes as answers to connections. For those that are already in the set the time goes on as it was.
+func (k *kernel) silence(ctx context.Context, f family, answers []ends) error {
+	tx := k.nft.NewTransaction()
+	for _, a := range answers {
+		tx.Add(&knftables.Element{Set: f.name(setCut), Key: []string{a.from.String(), fmt.Sprint(a.fromPort), a.to.String(), fmt.Sprint(a.toPort)}})
+	}
+	return k.run(ctx, tx)
+}
+
 // collect removes what want does not need any more, in a transaction of its own: some kernels still count the references of the elements
 // that the one before deleted.
 func (k *kernel) collect(ctx context.Context, obsolete *ruleset) {
@@ -133,7 +142,7 @@ func (k *kernel) takeOver(ctx context.Context, want *ruleset) (*ruleset, error) 
 		}
 	}
 	for name, s := range have.sets {
-		if w, ok := want.sets[name]; ok && (w.typ != s.typ || w.isMap != s.isMap) {
+		if w, ok := want.sets[name]; ok && (w.typ != s.typ || w.isMap != s.isMap || w.keep != s.keep) {
 			return nil, fmt.Errorf("set %s: %w", name, errForeign)
 		}
 	}
@@ -186,9 +195,12 @@ func write(tx *knftables.Transaction, have, want *ruleset) {
 		if _, ok := have.sets[name]; ok {
 			continue
 		}
-		if s := want.sets[name]; s.isMap {
+		switch s := want.sets[name]; {
+		case s.isMap:
 			tx.Add(&knftables.Map{Name: name, Type: s.typ + " : verdict"})
-		} else {
+		case s.keep > 0:
+			tx.Add(&knftables.Set{Name: name, Type: s.typ, Flags: []knftables.SetFlag{knftables.TimeoutFlag}, Timeout: &s.keep})
+		default:
 			tx.Add(&knftables.Set{Name: name, Type: s.typ})
 		}
 	}

@@ -253,7 +253,7 @@ func (c *Controller) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := cut(before, rules); err != nil {
+	if err := c.kernel.cut(ctx, before, rules); err != nil {
 		c.log.Warn("connections that policies forbid now could not be cut", "error", err)
 	}
 	c.mu.Lock()

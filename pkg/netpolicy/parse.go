@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // errForeign is behind errors of rules that are not as this package writes them.
@@ -32,6 +33,7 @@ type (
 		Name string            `json:"name"`
 		Type json.RawMessage   `json:"type"` // a name or a list of names
 		Elem []json.RawMessage `json:"elem"`
+		Keep int               `json:"timeout"` // s
 	}
 	nftRule struct {
 		Chain   string    `json:"chain"`
@@ -110,13 +112,18 @@ func parseTable(text []byte) (*ruleset, map[string][]string, error) {
 }
 
 func (s *ruleset) parseSet(n *nftSet, isMap bool) error {
-	parsed := set{isMap: isMap, elems: make(map[string]string, len(n.Elem))}
+	parsed := set{isMap: isMap, keep: time.Duration(n.Keep) * time.Second}
 	var types []string
 	if err := json.Unmarshal(n.Type, &types); err == nil {
 		parsed.typ = strings.Join(types, " . ")
 	} else if err := json.Unmarshal(n.Type, &parsed.typ); err != nil {
 		return fmt.Errorf("set %s: %w", n.Name, err)
 	}
+	if parsed.keep > 0 {
+		s.sets[n.Name] = parsed
+		return nil
+	}
+	parsed.elems = make(map[string]string, len(n.Elem))
 	for _, e := range n.Elem {
 		value := ""
 		if isMap {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // direction of traffic as a pod sees it.
@@ -73,6 +74,7 @@ const (
 	setEgress  = "from"    // and of egress
 	mapIngress = "ingress" // address → chain
 	mapEgress  = "egress"
+	setCut     = "cut" // answers that UDP connections would have had which were cut; for cutMemory, and no part of what is compared
 )
 
 func (f family) name(set string) string { return fmt.Sprintf("%s%d", set, f) }
@@ -82,6 +84,7 @@ type set struct {
 	typ   string
 	elems map[string]string // key → chain to jump to; without a value in a set
 	isMap bool
+	keep  time.Duration // how long elements stay; they come and go beside elems
 }
 
 // addrRange is inclusive.
