@@ -29,6 +29,11 @@ const (
 
 const leaseName = "kedge"
 
+// LeaseKey is where the datastore has the leader's lease, below kube-apiserver's --etcd-prefix.
+func LeaseKey(prefix string) string {
+	return path.Join(prefix, "leases", metav1.NamespaceSystem, leaseName)
+}
+
 // dropFormerLeader removes the lease that a restored datastore has: its holder may be gone for good, and would be waited for. One that was
 // taken since then has a later revision and stays. The holder's loops, should it still run, run in another cluster: this one has
 // a datastore of its own.
@@ -38,8 +43,7 @@ func (p *plane) dropFormerLeader(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, retryPeriod)
 	defer cancel()
-	key := path.Join(p.apiserver.Etcd.StorageConfig.Prefix, "leases", metav1.NamespaceSystem, leaseName)
-	deleted, err := datastore.DeleteUpTo(ctx, p.store, key, p.cfg.RestoredRevision)
+	deleted, err := datastore.DeleteUpTo(ctx, p.store, LeaseKey(p.apiserver.Etcd.StorageConfig.Prefix), p.cfg.RestoredRevision)
 	if err != nil {
 		p.log.Warn("the lease of the leader of before the restore stays until it is over", "lease", leaseName, "error", err)
 	} else if deleted {

@@ -18,6 +18,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 	"golang.org/x/sys/unix"
@@ -26,12 +27,14 @@ import (
 // resetTimeout is how long a member that is alone may take until it leads itself; on a slow disk it replays a long log first.
 const resetTimeout = 5 * time.Minute
 
-// ResetOptions are what an operator has to ask for.
+// ResetOptions are what an operator has to ask for, and what a reset takes out.
 type ResetOptions struct {
 	// Force resets although other members answer. They go on as the former cluster: two clusters, with the same names and keys.
 	Force bool
 	// InPlace does without a copy of the data, for want of space.
 	InPlace bool
+	// Delete are keys of entries that make sense in the former cluster only.
+	Delete []string
 }
 
 // Reset makes the member in cfg.Dir the only one of its cluster, with all data that it has. etcd must not be running there. The
@@ -71,7 +74,7 @@ func Reset(ctx context.Context, cfg Config, opts ResetOptions, log *slog.Logger)
 		if err := db.Close(); err != nil {
 			return err
 		}
-		return resetInPlace(ctx, cfg, ec, log)
+		return resetInPlace(ctx, cfg, ec, opts.Delete, log)
 	}
 	work := dir + ".reset.tmp"
 	if err := copyData(ctx, dir, work); err != nil {
@@ -81,7 +84,7 @@ func Reset(ctx context.Context, cfg Config, opts ResetOptions, log *slog.Logger)
 		return err
 	}
 	ec.Dir = work
-	id, err := makeSingle(ctx, cfg, ec)
+	id, err := makeSingle(ctx, cfg, ec, opts.Delete)
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(work))
 	}
@@ -118,11 +121,11 @@ func checkUnfinishedReset(dir string) error {
 	return nil
 }
 
-func resetInPlace(ctx context.Context, cfg Config, ec *embed.Config, log *slog.Logger) error {
+func resetInPlace(ctx context.Context, cfg Config, ec *embed.Config, obsolete []string, log *slog.Logger) error {
 	if err := writeFile(resetMark(cfg.Dir), time.Now().UTC()); err != nil {
 		return err
 	}
-	id, err := makeSingle(ctx, cfg, ec)
+	id, err := makeSingle(ctx, cfg, ec, obsolete)
 	if err != nil {
 		return err
 	}
@@ -217,8 +220,8 @@ func refuseWhileAlive(ctx context.Context, cfg Config, others []Member, force bo
 		"a majority", ErrAlive, describe(alive))
 }
 
-// makeSingle runs etcd on ec.Dir until it has taken all other members out.
-func makeSingle(ctx context.Context, cfg Config, ec *embed.Config) (Identity, error) {
+// makeSingle runs etcd on ec.Dir until it has taken all other members and obsolete entries out.
+func makeSingle(ctx context.Context, cfg Config, ec *embed.Config, obsolete []string) (Identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, resetTimeout)
 	defer cancel()
 	ec.ForceNewCluster = true
@@ -238,6 +241,11 @@ func makeSingle(ctx context.Context, cfg Config, ec *embed.Config) (Identity, er
 			m := &member{cfg: cfg, etcd: e}
 			if err := m.updatePeerURL(ctx, s.MemberID(), []string{cfg.peerURL()}); err != nil {
 				return id, fmt.Errorf("reset: set the address of this server: %w", err)
+			}
+			for _, key := range obsolete {
+				if _, err := s.DeleteRange(ctx, &etcdserverpb.DeleteRangeRequest{Key: []byte(key)}); err != nil {
+					return id, fmt.Errorf("reset: delete %s: %w", key, err)
+				}
 			}
 			return id, nil
 		case err := <-e.Err():

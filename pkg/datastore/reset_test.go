@@ -19,6 +19,7 @@ func TestReset(t *testing.T) {
 	c := newCluster(t)
 	m1, m2, m3 := c.three()
 	c.put(m2, "a", 50)
+	c.put(m2, "leader", 2)
 	ids := []string{id(t, m1), id(t, m2), id(t, m3)}
 	expect(t, Reset(t.Context(), m2.cfg, ResetOptions{}, c.log), nil, "etcd is running")
 	m1.stop()
@@ -31,7 +32,7 @@ func TestReset(t *testing.T) {
 		t.Fatal(err)
 	}
 	m1.cfg.PeerAddress = freePort(t) // the server has moved as well
-	if err := Reset(t.Context(), m1.cfg, ResetOptions{}, c.log); err != nil {
+	if err := Reset(t.Context(), m1.cfg, ResetOptions{Delete: []string{"leader1", "none"}}, c.log); err != nil {
 		t.Fatal(err)
 	}
 	var kept int
@@ -53,6 +54,9 @@ func TestReset(t *testing.T) {
 	}
 	if n := c.count(m1, "a"); n != 50 {
 		t.Errorf("%d of 50 keys", n)
+	}
+	if n := c.count(m1, "leader"); n != 1 {
+		t.Errorf("%d entries, of two that were there and one that was to be deleted", n)
 	}
 
 	// m2 and m3 were not there. m1 has moved, so they cannot find it, but whoever starts them can ask it.

@@ -22,9 +22,11 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	kubeoptions "k8s.io/kubernetes/pkg/kubeapiserver/options"
 
 	"github.com/kedge-io/kedge/pkg/agent"
 	"github.com/kedge-io/kedge/pkg/apilb"
+	"github.com/kedge-io/kedge/pkg/controlplane"
 	"github.com/kedge-io/kedge/pkg/datastore"
 	"github.com/kedge-io/kedge/pkg/deploy"
 	"github.com/kedge-io/kedge/pkg/join"
@@ -414,7 +416,9 @@ func (s *server) reset(ctx context.Context, known *agent.Membership) error {
 	if s.pki, err = pki.Ensure(ctx, s.pkiConfig()); err != nil {
 		return err
 	}
-	if err := datastore.Reset(ctx, s.etcdConfig(), datastore.ResetOptions{}, s.log.With("component", datastore.Component)); err != nil {
+	// The former leader may be gone for good, and would be waited for.
+	options := datastore.ResetOptions{Delete: []string{controlplane.LeaseKey(kubeoptions.DefaultEtcdPathPrefix)}}
+	if err := datastore.Reset(ctx, s.etcdConfig(), options, s.log.With("component", datastore.Component)); err != nil {
 		return fmt.Errorf("--cluster-reset: %w", err)
 	}
 	fmt.Fprintln(os.Stderr, resetDone)

@@ -130,18 +130,31 @@ type Pruned struct {
 }
 
 // Prune removes the scheduled snapshots of a cluster beyond the newest keep that are intact: each is read to its end before it counts, so
-// that a broken one never displaces a good one. Snapshots of other clusters, and those that somebody asked for, stay.
+// that a broken one never displaces a good one. Snapshots of other clusters, those that somebody asked for, and those that cannot be read and may be
+// of another cluster, stay.
 func Prune(ctx context.Context, s Store, cluster Identity, keep int, dryRun bool) (*Pruned, error) {
 	list, err := s.List(ctx)
 	if err != nil {
 		return nil, err
 	}
+	// What cannot be read is only known by its name, and another cluster may have a server of the same name.
+	ours, theirs := map[string]bool{}, map[string]bool{}
+	for _, e := range list {
+		switch {
+		case e.Problem != "" || e.Trigger != Scheduled:
+		case e.Of(cluster):
+			ours[seriesOf(e.Name)] = true
+		default:
+			theirs[seriesOf(e.Name)] = true
+		}
+	}
 	p := &Pruned{}
 	good := 0
 	for _, e := range list {
-		mine := e.Problem == "" && e.Of(cluster) && e.Trigger == Scheduled
-		// What cannot be read is only known by its name.
-		mine = mine || e.Problem != "" && strings.HasPrefix(e.Name, string(Scheduled)+"-")
+		mine := e.Trigger == Scheduled && e.Of(cluster)
+		if e.Problem != "" {
+			mine = strings.HasPrefix(e.Name, string(Scheduled)+"-") && ours[seriesOf(e.Name)] && !theirs[seriesOf(e.Name)]
+		}
 		if !mine {
 			continue
 		}
@@ -169,6 +182,9 @@ func Prune(ctx context.Context, s Store, cluster Identity, keep int, dryRun bool
 	}
 	return p, nil
 }
+
+// seriesOf is the name of a scheduled snapshot without its time.
+func seriesOf(name string) string { return name[:strings.LastIndexByte(name, '-')+1] }
 
 // lock lets one process at a time write to the directory, and removes what interrupted ones have left.
 func (d Directory) lock(ctx context.Context) (unlock func(), err error) {

@@ -149,6 +149,15 @@ func TestPrune(t *testing.T) {
 	if err := os.WriteFile(dir.Path("scheduled-s1-6"), []byte("nothing"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// Old ones that cannot be read: of this cluster by the name; of a server that it does not know; of two clusters' servers of one name.
+	put(t, dir, "scheduled-twin-9", func(m *Metadata) { at(9)(m); m.Cluster = "c2" })
+	put(t, dir, "scheduled-twin-3", at(3))
+	for _, name := range []string{"scheduled-s1-0", "scheduled-s2-0", "scheduled-twin-0"} {
+		err := os.WriteFile(dir.Path(name), []byte("nothing"), 0o600)
+		if err = errors.Join(err, os.Chtimes(dir.Path(name), time.Time{}, time.Date(2026, 1, 1, 0, 30, 0, 0, time.UTC))); err != nil {
+			t.Fatal(err)
+		}
+	}
 	dry, err := Prune(t.Context(), dir, Identity{Ring: "r1", CA: "c1"}, 3, true)
 	if err != nil {
 		t.Fatal(err)
@@ -165,14 +174,14 @@ func TestPrune(t *testing.T) {
 		slices.Sort(n)
 		return strings.Join(n, " ")
 	}
-	if got, want := names(p.Removed), "scheduled-old-name-0 scheduled-old-name-1 scheduled-old-name-2"; got != want || names(dry.Removed) != want {
+	if got, want := names(p.Removed), "scheduled-old-name-0 scheduled-old-name-1 scheduled-old-name-2 scheduled-s1-0 scheduled-twin-3"; got != want || names(dry.Removed) != want {
 		t.Errorf("removed %s, dry %s, want %s", got, names(dry.Removed), want)
 	}
 	if got, want := names(p.Broken), "scheduled-s1-6 scheduled-s1-7"; got != want {
 		t.Errorf("broken are %s, want %s", got, want)
 	}
 	left, err := dir.List(t.Context())
-	if want := "before-the-change scheduled-elsewhere scheduled-old-name-3 scheduled-s1-4 scheduled-s1-5 scheduled-s1-6 scheduled-s1-7"; err != nil || names(left) != want {
+	if want := "before-the-change scheduled-elsewhere scheduled-old-name-3 scheduled-s1-4 scheduled-s1-5 scheduled-s1-6 scheduled-s1-7 scheduled-s2-0 scheduled-twin-0 scheduled-twin-9"; err != nil || names(left) != want {
 		t.Errorf("left are %s, %v, want %s", names(left), err, want)
 	}
 }

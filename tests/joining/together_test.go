@@ -157,7 +157,20 @@ func clusterReset(t *testing.T, c *cluster.Cluster) {
 		}
 		return errors.Join(st.Problems(), s1.Voters(ctx, s1.Name()))
 	})
-	t.Logf("cluster-reset: ready after %s", time.Since(begin).Round(100*time.Millisecond))
+	ready := time.Now()
+	t.Logf("cluster-reset: ready after %s", ready.Sub(begin).Round(100*time.Millisecond))
+	s.Kubectl("create", "deployment", "new", "--image=kedge.test/none")
+	cluster.Eventually(t, "the controllers to make a pod", func(ctx context.Context) error {
+		out, err := s1.Kubectl(ctx, "-n", s.NS, "get", "pods", "-l", "app=new", "-o", "name")
+		if err == nil && out == "" {
+			err = errors.New("not yet")
+		}
+		return err
+	})
+	if took := time.Since(ready); took > 30*time.Second {
+		t.Errorf("there is a new pod %s after the server was ready: the lease of a leader that is gone was waited for", took.Round(time.Second))
+	}
+	s.Kubectl("delete", "deployment", "new")
 	if got := s.Kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.n}"); got != "1" {
 		t.Errorf("the ConfigMap has %q", got)
 	}
