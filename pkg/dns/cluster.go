@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
 	clientset "k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -151,10 +152,17 @@ func (s *Server) watchCustom(ctx context.Context, client clientset.Interface) {
 			s.giveCustom(ctx, c)
 		}
 	}
+	only := fields.OneTermEqualSelector(metav1.ObjectNameField, CustomName)
+	// At a cluster's first start nodes may read it a moment later than what waitForAPI asks for. An informer would log that and back off.
+	if wait.PollUntilContextCancel(ctx, apiRetryMax, true, func(ctx context.Context) (bool, error) {
+		_, err := client.CoreV1().ConfigMaps(CustomNamespace).List(ctx, metav1.ListOptions{FieldSelector: only.String()})
+		return err == nil, nil
+	}) != nil {
+		return
+	}
 	store, informer := cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "configmaps", CustomNamespace,
-			fields.OneTermEqualSelector(metav1.ObjectNameField, CustomName)),
-		ObjectType: &corev1.ConfigMap{},
+		ListerWatcher: cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "configmaps", CustomNamespace, only),
+		ObjectType:    &corev1.ConfigMap{},
 		Handler: cache.ResourceEventHandlerFuncs{
 			AddFunc:    give,
 			UpdateFunc: func(_, obj any) { give(obj) },

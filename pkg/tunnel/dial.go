@@ -108,7 +108,7 @@ func (s *Server) ways(network string, t target) []way {
 	switch {
 	case s.cfg.Mode == Direct:
 		return []way{direct}
-	case s.cfg.Mode == Always && open:
+	case s.cfg.Mode == Always && open && t.node != s.cfg.NodeName: // this machine has no tunnel to itself, and others may not reach its pods
 		node := t
 		node.pod = false
 		if s.pick(node) != nil {

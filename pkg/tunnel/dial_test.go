@@ -368,3 +368,14 @@ func TestOwnTunnelComesBack(t *testing.T) {
 	}()
 	exchange(t, b.dial(addr), "x")
 }
+
+// TestOwnPods: this machine's pods are dialled directly with nothing but tunnels, too: it has none to itself, and another node that has one
+// need not reach them.
+func TestOwnPods(t *testing.T) {
+	b := newBed(t, alwaysTunnel, func(s *Server) { s.cfg.NodeName = "self" })
+	b.addNode("self", "127.1.2.0/24", internal("127.0.0.2"))
+	b.addNode("m3", "127.1.3.0/24", internal("127.0.0.3"))
+	b.join("m3", func(c *Client) { c.cfg.Allow = func(netip.AddrPort) bool { return false } })
+	b.open("m3")
+	exchange(t, b.dial(listen(t, "127.1.2.9:0", echo)), "x")
+}

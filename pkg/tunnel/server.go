@@ -46,7 +46,7 @@ type ServerConfig struct {
 	Mode Mode // empty is Auto
 	// Nodes tells whose an address is. Nodes that the cluster no longer has are not used.
 	Nodes listers.NodeLister
-	// NodeName and Socket are this machine's, which has no tunnel to itself: see KedgePort.
+	// NodeName and Socket are this machine's, which has no tunnel to itself: see KedgePort. Its pods are dialled directly in each mode.
 	NodeName, Socket string
 	Log              *slog.Logger
 }
