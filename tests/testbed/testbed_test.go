@@ -110,7 +110,7 @@ func hostMAC(t *testing.T, bed *testbed.Bed) string {
 func TestFilesAndPowerCut(t *testing.T) {
 	bed := testbed.New(t)
 	m := machine(t, bed, "m1", testbed.Memory("200M"))
-	mac := hostMAC(t, bed)
+	mac, card := hostMAC(t, bed), sh(t, m, "cat /sys/class/net/eth0/address")
 	do(t, func(ctx context.Context) error {
 		return errors.Join(
 			m.WriteFile("/var/lib/kept", []byte("kept"), 0o600),
@@ -144,6 +144,9 @@ func TestFilesAndPowerCut(t *testing.T) {
 	do(t, m.Boot)
 	if running, err := p.Running(deadline(t, time.Minute)); running || err != nil {
 		t.Errorf("after a power cut the process runs: %v, %v", running, err)
+	}
+	if now := sh(t, m, "cat /sys/class/net/eth0/address"); now != card {
+		t.Errorf("the machine has another MAC after the power cut: %s, before %s", now, card)
 	}
 	if got := sh(t, m, "cat /var/lib/kept /etc/kedge/kept; ls /run/lost 2>&1 || true"); !strings.HasPrefix(got, "keptkept") || !strings.Contains(got, "No such file") {
 		t.Errorf("files after the power cut: %s", got)
