@@ -77,7 +77,7 @@ func switchMode(ctx context.Context, runDir string, mode config.ProxyMode) error
 	if was, err := os.ReadFile(modeFile(runDir)); err == nil && string(was) == string(mode) {
 		return nil
 	}
-	err := errors.Join(removeRules(ctx, isRulesChain), removeTables(ruleTables()), removeEmptyTables(), removeIPVS())
+	err := errors.Join(removeRules(ctx, isRulesChain), removeTables(ruleTables()), removeEmptyTables(), removeIPVS(), restoreSysctls(runDir, modeSysctls()))
 	if err != nil {
 		return fmt.Errorf("remove what another proxy mode has left: %w", err)
 	}

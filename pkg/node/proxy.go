@@ -9,10 +9,11 @@ import (
 	"net/netip"
 	"strings"
 
+	dto "github.com/prometheus/client_model/go"
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
 	proxyapp "k8s.io/kubernetes/cmd/kube-proxy/app"
-	"k8s.io/kubernetes/pkg/proxy/healthcheck"
+	proxymetrics "k8s.io/kubernetes/pkg/proxy/metrics"
 
 	"github.com/kedge-io/kedge/pkg/check"
 	"github.com/kedge-io/kedge/pkg/config"
@@ -116,10 +117,9 @@ func chooseMode() (config.ProxyMode, string) {
 func (n *node) watchProxy(ctx context.Context, p *proxy, ready chan struct{}) {
 	first := true
 	n.watch(ctx, ComponentProxy, "mode "+string(p.mode)+p.reason, func() error {
-		var health healthcheck.ProxyHealth
-		err := httpOK(ctx, "http://"+p.healthz+"/livez", &health)
+		err := httpOK(ctx, "http://"+p.healthz+"/livez")
 		if err == nil && first {
-			err = wroteRules(health, n.cfg.ClusterCIDR)
+			err = wroteRules(n.cfg.ClusterCIDR)
 		}
 		if err == nil && first {
 			first = false
@@ -129,15 +129,19 @@ func (n *node) watchProxy(ctx context.Context, p *proxy, ready chan struct{}) {
 	})
 }
 
-// wroteRules is an error until kube-proxy has written its first rules for all families. Until then it calls itself healthy, and says nothing
-// of the family.
-func wroteRules(health healthcheck.ProxyHealth, clusterCIDR []netip.Prefix) error {
+// wroteRules is an error until kube-proxy has written its first rules for all families. Until then it calls itself healthy and up to date; its
+// metrics know.
+func wroteRules(clusterCIDR []netip.Prefix) error {
 	for _, cidr := range clusterCIDR {
 		family := corev1.IPv4Protocol
 		if cidr.Addr().Is6() {
 			family = corev1.IPv6Protocol
 		}
-		if health.Status[family].LastUpdated.IsZero() {
+		var written dto.Metric
+		if err := proxymetrics.SyncProxyRulesLastTimestamp.WithLabelValues(string(family)).Write(&written); err != nil {
+			return err
+		}
+		if written.GetGauge().GetValue() == 0 {
 			return fmt.Errorf("its first rules for %s are not written yet", family)
 		}
 	}

@@ -3,38 +3,33 @@
 package node
 
 import (
-	"encoding/json"
 	"net/netip"
 	"testing"
 
-	"k8s.io/kubernetes/pkg/proxy/healthcheck"
+	corev1 "k8s.io/api/core/v1"
+	kubeproxyconfig "k8s.io/kubernetes/pkg/proxy/apis/config"
+	proxymetrics "k8s.io/kubernetes/pkg/proxy/metrics"
 )
 
-// What kube-proxy answers at /livez, before and after its first rules.
+// TestWroteRules goes by the metric that kube-proxy sets when it has written rules for a family.
 func TestWroteRules(t *testing.T) {
 	v4, v6 := netip.MustParsePrefix("10.42.0.0/16"), netip.MustParsePrefix("fd42::/56")
-	const healthyV4 = `{"lastUpdated":"2026-11-28T08:00:00Z","currentTime":"2026-11-28T08:00:00Z","healthy":true,"status":{"IPv4":{"lastUpdated":"2026-11-28T08:00:00Z","healthy":true}}}`
-	for _, test := range []struct {
-		name, answer string
-		cidrs        []netip.Prefix
-		want         string
-	}{
-		{"nothing yet", `{"lastUpdated":"0001-01-01T00:00:00Z","currentTime":"2026-11-28T08:00:00Z","healthy":true}`, []netip.Prefix{v4}, "its first rules for IPv4 are not written yet"},
-		{"one family", healthyV4, []netip.Prefix{v4}, ""},
-		{"one of two families", healthyV4, []netip.Prefix{v4, v6}, "its first rules for IPv6 are not written yet"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			var health healthcheck.ProxyHealth
-			if err := json.Unmarshal([]byte(test.answer), &health); err != nil {
-				t.Fatal(err)
-			}
-			got := ""
-			if err := wroteRules(health, test.cidrs); err != nil {
-				got = err.Error()
-			}
-			if got != test.want {
-				t.Errorf("got %q, want %q", got, test.want)
-			}
-		})
+	expect := func(want string, cidrs ...netip.Prefix) {
+		t.Helper()
+		got := ""
+		if err := wroteRules(cidrs); err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%v: got %q, want %q", cidrs, got, want)
+		}
 	}
+	expect("its first rules for IPv4 are not written yet", v4) // kube-proxy has not even begun
+	proxymetrics.RegisterMetrics(kubeproxyconfig.ProxyModeNFTables)
+	expect("its first rules for IPv4 are not written yet", v4, v6)
+	proxymetrics.SyncProxyRulesLastTimestamp.WithLabelValues(string(corev1.IPv4Protocol)).SetToCurrentTime()
+	expect("", v4)
+	expect("its first rules for IPv6 are not written yet", v4, v6)
+	proxymetrics.SyncProxyRulesLastTimestamp.WithLabelValues(string(corev1.IPv6Protocol)).SetToCurrentTime()
+	expect("", v4, v6)
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/google/renameio/v2"
@@ -22,6 +23,19 @@ func forwarding() []string { return []string{"net/ipv4/ip_forward", "net/ipv6/co
 // kubeletSysctls are those that the kubelet sets for itself (its pkg/util/sysctl).
 func kubeletSysctls() []string {
 	return []string{"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"}
+}
+
+// modeSysctls are those that kube-proxy sets for one of its modes (its pkg/proxy/ipvs and pkg/proxy/iptables).
+func modeSysctls() []string {
+	return []string{
+		"net/ipv4/conf/all/arp_ignore", "net/ipv4/conf/all/arp_announce", "net/ipv4/conf/all/route_localnet",
+		"net/ipv4/vs/conntrack", "net/ipv4/vs/conn_reuse_mode", "net/ipv4/vs/expire_nodest_conn", "net/ipv4/vs/expire_quiescent_template",
+	}
+}
+
+// conntrackSysctls are those that kube-proxy sets in each mode.
+func conntrackSysctls() []string {
+	return []string{"net/netfilter/nf_conntrack_max", "net/netfilter/nf_conntrack_tcp_timeout_established", "net/netfilter/nf_conntrack_tcp_timeout_close_wait"}
 }
 
 // sysctlFile holds the values from before the first start since the machine has booted.
@@ -39,7 +53,7 @@ func rememberSysctls(runDir string) error {
 		return nil
 	}
 	values := map[string]string{}
-	for _, name := range append(forwarding(), kubeletSysctls()...) {
+	for _, name := range slices.Concat(forwarding(), kubeletSysctls(), modeSysctls(), conntrackSysctls()) {
 		if v, err := sysctl(name); err == nil { // otherwise this kernel has no such setting
 			values[name] = v
 		}
@@ -54,6 +68,19 @@ func rememberSysctls(runDir string) error {
 // RestoreSysctls gives the settings that Kedge has changed since the machine has booted the values from before, for uninstalling. As long as
 // there are bridges or the like of other programs the machine goes on forwarding their packets, and say tells so.
 func RestoreSysctls(runDir string, say func(string)) error {
+	names := slices.Concat(kubeletSysctls(), modeSysctls(), conntrackSysctls())
+	if router, err := routesForOthers(); err != nil {
+		return err
+	} else if router != "" {
+		say("the machine goes on forwarding packets: other programs may need that, for " + router)
+	} else {
+		names = append(names, forwarding()...)
+	}
+	return restoreSysctls(runDir, names)
+}
+
+// restoreSysctls gives settings the values from before the first start since the machine has booted, as far as they are known.
+func restoreSysctls(runDir string, names []string) error {
 	b, err := os.ReadFile(sysctlFile(runDir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -64,14 +91,6 @@ func RestoreSysctls(runDir string, say func(string)) error {
 	var values map[string]string
 	if err := json.Unmarshal(b, &values); err != nil {
 		return fmt.Errorf("%s: %w", sysctlFile(runDir), err)
-	}
-	names := kubeletSysctls()
-	if router, err := routesForOthers(); err != nil {
-		return err
-	} else if router != "" {
-		say("the machine goes on forwarding packets: other programs may need that, for " + router)
-	} else {
-		names = append(names, forwarding()...)
 	}
 	var errs []error
 	for _, name := range names {

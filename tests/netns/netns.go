@@ -24,13 +24,9 @@ const inNode = "KEDGE_TEST_NODE"
 //
 //	func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 //
-// nft is found where this host has it, or else among the built assets of the module.
+// nft and the like are found where this host has them, or else among the built assets of the module.
 func Main(m *testing.M) int {
-	if _, err := exec.LookPath("nft"); err != nil {
-		for _, dir := range []string{"/usr/sbin", filepath.Join(module(), "build", runtime.GOARCH, "userland")} {
-			os.Setenv("PATH", os.Getenv("PATH")+":"+dir)
-		}
-	}
+	Programs()
 	if os.Getuid() != 0 || os.Getenv(inNode) != "" {
 		return m.Run()
 	}
@@ -49,6 +45,13 @@ func Main(m *testing.M) int {
 		return 1
 	}
 	return 0
+}
+
+// Programs makes nft, iptables and so on known to this process.
+func Programs() {
+	for _, dir := range []string{"/usr/sbin", filepath.Join(module(), "build", runtime.GOARCH, "userland")} {
+		os.Setenv("PATH", os.Getenv("PATH")+":"+dir)
+	}
 }
 
 // module is the directory with go.mod above the working directory.

@@ -178,10 +178,14 @@ func TestIPVS(t *testing.T) {
 	g.stop(t)
 	g.run(t, "--proxy-mode", "nftables")
 	checkServices(t, s, []string{s1.IP(), g.IP()}, "s1", "v1")
-	left := g.do(t, `PATH=$(echo /var/lib/kedge/bin/*/):$PATH; tail -n +4 /proc/net/ip_vs; ip -o link show kube-ipvs0 2>/dev/null; ipset list -n; iptables-save | grep -E '^:(KUBE|FLANNEL)' | grep -vE 'KUBE-(FIREWALL|KUBELET-CANARY|IPTABLES-HINT)'; true`)
+	left := g.do(t, `grep -hv 0 /proc/sys/net/ipv4/conf/all/arp_ignore /proc/sys/net/ipv4/conf/all/arp_announce; PATH=$(echo /var/lib/kedge/bin/*/):$PATH; tail -n +4 /proc/net/ip_vs; ip -o link show kube-ipvs0 2>/dev/null; ipset list -n; iptables-save | grep -E '^:(KUBE|FLANNEL)' | grep -vE 'KUBE-(FIREWALL|KUBELET-CANARY|IPTABLES-HINT)'; true`)
 	if left != "" {
 		t.Errorf("left of ipvs: %s", left)
 	}
+
+	g.stop(t)
+	g.run(t)
+	g.checkUninstall(t)
 }
 
 // TestWireGuard has two agents in virtual machines, whose pods reach each other through WireGuard. The server is no node.
