@@ -155,6 +155,9 @@ look() {
 	if [ -n "$guessed" ] && [ -e $service ] && ! grep -q -e "^ExecStart=$bin $role" -e "^command_args='$role" $service; then
 		die "this machine is installed as another role than $role: say server or agent"
 	fi
+	if [ -n "$joins" ] && [ -z "$token" ] && [ -z "$config" ] && [ ! -e $etc/config.yaml ] && [ ! -e $service ]; then
+		case $newline$args in *"$newline"--token-file*) ;; *) die "a machine joins with a token: give KEDGE_TOKEN, as \`kedge token create\` prints it on a server" ;; esac
+	fi
 	if [ "$role" = agent ] && [ -z "$joins" ] && [ -z "$config" ] && [ ! -e $etc/config.yaml ]; then
 		die "an agent joins a cluster: give KEDGE_URL and KEDGE_TOKEN, as \`kedge token create\` prints them on a server"
 	fi
@@ -277,6 +280,7 @@ check() {
 	[ "$role" != agent ] || set -- --agent "$@"
 	[ -z "$config" ] || set -- --config "$(cd "$(dirname "$config")" && pwd)/${config##*/}" "$@"
 	if ! "$new" check "$@" >"$work/log" 2>&1; then
+		if grep -q '^kedge: ' "$work/log"; then die "these options will not do: $(sed -n 's/^kedge: //p' "$work/log")"; fi
 		cat "$work/log" >&2
 		die "this machine cannot run Kedge yet: mend what says FAIL above (--skip-check goes on regardless)"
 	fi

@@ -50,6 +50,9 @@ func Command() *cli.Command {
 }
 
 func run(c *cli.Context) error {
+	if c.Args().Present() {
+		return fmt.Errorf("unexpected argument %q: only flags are accepted; all nodes are looked at", c.Args().First())
+	}
 	facts, err := collect(c)
 	if err != nil {
 		return err

@@ -94,10 +94,13 @@ func needs(c *cli.Context, names, manifests []string, cluster bool) ([]images.Ne
 		}
 	}
 	list := n.List()
-	if len(list) == 0 {
-		return nil, errors.New("no image: name some, or give --manifests FILE or --cluster")
+	switch {
+	case len(list) > 0:
+		return list, nil
+	case cluster || len(manifests) > 0:
+		return nil, errors.New("no image: nothing in the manifests, or in the cluster, needs one")
 	}
-	return list, nil
+	return nil, errors.New("no image: name some, or give --manifests FILE or --cluster")
 }
 
 func readManifests(n *images.Needs, c *cli.Context, path string) error {

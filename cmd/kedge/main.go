@@ -8,11 +8,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -61,6 +63,10 @@ func main() {
 				fmt.Fprintln(os.Stderr, text)
 			}
 			os.Exit(exit.ExitCode())
+		}
+		// Not all libraries wrap it.
+		if os.Geteuid() != 0 && (errors.Is(err, fs.ErrPermission) || strings.Contains(err.Error(), "permission denied")) {
+			err = fmt.Errorf("%w: only root can do that: run it with sudo", err)
 		}
 		fmt.Fprintln(os.Stderr, "kedge:", err)
 		os.Exit(1)

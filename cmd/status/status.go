@@ -33,6 +33,9 @@ func Command() *cli.Command {
 			&cli.StringFlag{Name: "run-dir", Usage: "`DIR` of the server's sockets", Value: agent.DefaultRunDir, Hidden: true},
 		},
 		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return fmt.Errorf("unexpected argument %q: another node is given by --node", c.Args().First())
+			}
 			var st *agent.Status
 			var err error
 			if node := c.String("node"); node != "" {

@@ -4,8 +4,12 @@ package tools
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	ctr "github.com/containerd/containerd/v2/cmd/ctr/app"
 	_ "k8s.io/client-go/plugin/pkg/client/auth" // as kubectl's own main does
@@ -14,6 +18,7 @@ import (
 	"k8s.io/component-base/logs"
 	kubectl "k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubectl/pkg/cmd/util"
+	"k8s.io/utils/exec"
 
 	"github.com/kedge-io/kedge/pkg/config"
 )
@@ -29,6 +34,8 @@ func Kubectl(_ context.Context, args []string) error {
 			if err := cacheInMemory(); err != nil {
 				return err
 			}
+		} else {
+			util.BehaviorOnFatal(func(text string, code int) { fatal(text, code, err) })
 		}
 	}
 	// kubectl reads os.Args itself, for plugins and for .kuberc. The rest is its own main.
@@ -40,6 +47,20 @@ func Kubectl(_ context.Context, args []string) error {
 		util.CheckErr(err) // prints and exits as kubectl does
 	}
 	return nil
+}
+
+// fatal ends kubectl as it does itself, and says which configuration Kedge would have had when there was none.
+func fatal(text string, code int, missing error) {
+	if strings.Contains(text, "localhost:8080") {
+		text = strings.TrimSuffix(text, "\n")
+		if errors.Is(missing, fs.ErrPermission) {
+			text += fmt.Sprintf("\n%s is for root: use sudo, or give --kubeconfig", config.DefaultKubeconfig)
+		} else {
+			text += fmt.Sprintf("\nThere is no %s: use a server of the cluster, or give --kubeconfig", config.DefaultKubeconfig)
+		}
+	}
+	util.DefaultBehaviorOnFatal()
+	util.CheckErr(exec.CodeExitError{Err: errors.New(text), Code: code})
 }
 
 // cacheInMemory has kubectl keep what it learns of the API beside Kedge's own sockets, and not in root's home: it costs the disk nothing, and

@@ -22,6 +22,7 @@ import (
 	"github.com/kedge-io/kedge/pkg/agent"
 	"github.com/kedge-io/kedge/pkg/config"
 	"github.com/kedge-io/kedge/pkg/release"
+	"github.com/kedge-io/kedge/pkg/uninstall"
 	"github.com/kedge-io/kedge/pkg/upgrade"
 	"github.com/kedge-io/kedge/pkg/upgrade/rollout"
 	"github.com/kedge-io/kedge/pkg/version"
@@ -174,6 +175,15 @@ func (c *command) offline(source *rollout.Source) error {
 	if err != nil {
 		return err
 	}
+	_, installed := os.Stat(uninstall.Program)
+	_, used := os.Stat(c.String("data-dir"))
+	switch {
+	case program == uninstall.Program:
+	case installed == nil:
+		return fmt.Errorf("%s is not the program that is installed: run %s upgrade", program, uninstall.Program)
+	case used != nil:
+		return errors.New("Kedge is not installed on this machine: run install.sh of the release")
+	}
 	staging := upgrade.Staging{Store: upgrade.In(c.String("data-dir")), DataDir: c.String("data-dir"), Program: program, Keys: keys}
 	if _, err := os.Stat(staging.DataDir); err != nil {
 		staging.DataDir = filepath.Dir(program) // never used yet
@@ -258,7 +268,10 @@ func (c *command) all(sources map[string]rollout.Source) error {
 	}
 	version, err := rollout.Run(c.Context.Context, o)
 	if err != nil {
-		return fmt.Errorf("%w\nwhat has been done stays so; the same command again goes on with the others", err)
+		if !errors.Is(err, rollout.ErrNothingChanged) {
+			err = fmt.Errorf("%w\nwhat has been done stays so; the same command again goes on with the others", err)
+		}
+		return err
 	}
 	if !o.DryRun {
 		c.say("")("all machines have " + version)

@@ -125,7 +125,7 @@ func Extract(ctx context.Context, src io.Reader, keys []Key, open func(Info) (io
 	if len(keys) == 0 {
 		return nil, Trusts(nil, "")
 	}
-	unpacked, closer, err := decompress(&contextReader{ctx, src})
+	unpacked, closer, err := decompress(&contextReader{ctx: ctx, src: src})
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +142,7 @@ func Extract(ctx context.Context, src io.Reader, keys []Key, open func(Info) (io
 }
 
 // decompress takes a plain tar, too: an unpacked directory is read as one.
-func decompress(src io.Reader) (io.Reader, func(), error) {
+func decompress(src *contextReader) (io.Reader, func(), error) {
 	in := bufio.NewReaderSize(src, 1<<16)
 	magic, err := in.Peek(4)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -155,20 +155,40 @@ func decompress(src io.Reader) (io.Reader, func(), error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	return dec, dec.Close, nil
+	return &unpacker{dec, src}, dec.Close, nil
+}
+
+// unpacker tells what is wrong with an archive from what is wrong with where it comes from.
+type unpacker struct {
+	dec io.Reader
+	src *contextReader
+}
+
+func (u *unpacker) Read(p []byte) (int, error) {
+	n, err := u.dec.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) && u.src.err == nil {
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return n, err
 }
 
 // contextReader ends with a context.
 type contextReader struct {
 	ctx context.Context //nolint:containedctx // io.Reader has no place for it
 	src io.Reader
+	err error // that ended it, other than io.EOF
 }
 
-func (r *contextReader) Read(p []byte) (int, error) {
+func (r *contextReader) Read(p []byte) (n int, err error) {
 	if r.ctx.Err() != nil {
-		return 0, context.Cause(r.ctx)
+		err = context.Cause(r.ctx)
+	} else {
+		n, err = r.src.Read(p)
 	}
-	return r.src.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		r.err = err
+	}
+	return n, err
 }
 
 type extraction struct {
@@ -243,7 +263,7 @@ func (x *extraction) entry(h *tar.Header, r io.Reader) error {
 
 // readError leaves errors of the caller's place as they are: a full disk is no damaged archive.
 func readError(err error) error {
-	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, tar.ErrHeader) || errors.Is(err, zstd.ErrCRCMismatch) || errors.Is(err, zstd.ErrMagicMismatch) {
+	if !errors.Is(err, ErrDamaged) && (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, tar.ErrHeader)) {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return err

@@ -151,6 +151,18 @@ func TestExtract(t *testing.T) {
 	}
 }
 
+// TestFlipped: a byte that is another one is noticed, and called what it is.
+func TestFlipped(t *testing.T) {
+	good := archive(t, files(signer()), nil)
+	for i := range good {
+		flipped := bytes.Clone(good)
+		flipped[i] ^= 0x41
+		if _, _, err := extract(flipped, trusted()); err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrUntrusted) {
+			t.Errorf("byte %d: %v", i, err)
+		}
+	}
+}
+
 // TestRefused: whoever provides the place may refuse it, and the error stays what it is.
 func TestRefused(t *testing.T) {
 	no := errors.New("no space")

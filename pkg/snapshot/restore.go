@@ -283,9 +283,18 @@ func (s Settings) chooseKeys(m *Metadata, sealed []byte, o RestoreOptions, r *Re
 			differ = append(differ, name)
 		}
 	}
+	var keys map[string][]byte
+	if o.RecoveryKey != "" && sealed != nil { // also where it is not needed: whoever gives it wants to know whether it is the right one
+		if keys, err = openKeys(m, sealed, o.RecoveryKey); err != nil {
+			return nil, err
+		}
+	}
 	switch cluster, err := localIdentity(s.PKIDir); {
 	case len(differ) == 0:
 		r.Keys = "this server has them, in " + s.PKIDir
+		if keys != nil {
+			r.Keys += "; the recovery key opens those in the snapshot, too"
+		}
 		return nil, nil
 	case o.KeepKeys && err == nil && m.Of(cluster):
 		r.Keys = "those of this server are kept, although others were in use when the snapshot was taken: " + strings.Join(differ, ", ")
@@ -300,10 +309,6 @@ func (s Settings) chooseKeys(m *Metadata, sealed []byte, o RestoreOptions, r *Re
 		}
 		return nil, fmt.Errorf("%w: this machine does not have these keys of the cluster: %s. They are in the snapshot, encrypted: give --recovery-key FILE%s",
 			ErrRecoveryKey, strings.Join(differ, ", "), hint)
-	}
-	keys, err := openKeys(m, sealed, o.RecoveryKey)
-	if err != nil {
-		return nil, err
 	}
 	for _, name := range pki.SharedFiles() {
 		if len(keys[name]) == 0 {

@@ -64,6 +64,8 @@ func TestChooseKeys(t *testing.T) {
 		want      string // in the error
 	}{
 		{"the server has them", own, sealed, RestoreOptions{}, false, ""},
+		{"the server has them, and the key is given all the same", own, sealed, RestoreOptions{RecoveryKey: given}, false, ""},
+		{"the server has them, and the key is another one", own, sealed, RestoreOptions{RecoveryKey: "AGE"}, false, "what was given is none"},
 		{"and the snapshot does not", own, nil, RestoreOptions{}, false, ""},
 		{"other keys for Secrets: those are in the keyring", changed("encryption.yaml"), sealed, RestoreOptions{}, false, ""},
 		{"another key for the keyring, too", changed("encryption.yaml", "keyring.key"), sealed, RestoreOptions{}, false, "encryption.yaml, keyring.key. They are in the snapshot"},

@@ -139,7 +139,9 @@ func (g Staging) Unstage() error { return os.Remove(g.Program + nextSuffix) }
 // Back stages the previous program and returns its version.
 func (g Staging) Back(ctx context.Context) (version string, err error) {
 	previous := g.Program + previousSuffix
-	if _, err := os.Stat(previous); err != nil {
+	if _, err := os.Stat(previous); errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("there is no way back: this machine has no version before (%s); give an older release by --from, with --force", previous)
+	} else if err != nil {
 		return "", fmt.Errorf("there is no way back: %w", err)
 	}
 	if err := g.Check(0); err != nil {

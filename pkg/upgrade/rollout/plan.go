@@ -68,7 +68,7 @@ func (r *rollout) plan(ctx context.Context) ([]Node, error) {
 	}
 	for name, s := range servers {
 		if !seen[name] && s.Version != r.Version && !slices.Contains(r.Skip, name) {
-			return nil, fmt.Errorf("nothing was changed: the server %s is no node, and can only be upgraded (or taken back) there: kedge upgrade there, then again here with --skip %s", name, name)
+			return nil, fmt.Errorf("%w: the server %s is no node, and can only be upgraded (or taken back) there: kedge upgrade there, then again here with --skip %s", ErrNothingChanged, name, name)
 		}
 	}
 	for _, name := range r.Skip {

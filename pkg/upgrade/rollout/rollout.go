@@ -24,6 +24,9 @@ import (
 // readyTimeout is how long the cluster may take to see a machine's new version, and that its node is Ready.
 const readyTimeout = 2 * time.Minute
 
+// ErrNothingChanged is wrapped by errors of before the first machine.
+var ErrNothingChanged = errors.New("nothing was changed")
+
 // Options of an upgrade of a cluster.
 type Options struct {
 	Config       *rest.Config // of an administrator
@@ -78,7 +81,7 @@ func Run(ctx context.Context, o Options) (version string, err error) {
 		check = r.checkBack
 	}
 	if err := check(ctx, nodes); err != nil {
-		return "", fmt.Errorf("nothing was changed: %w", err)
+		return "", fmt.Errorf("%w: %w", ErrNothingChanged, err)
 	}
 	if o.DryRun {
 		return r.Version, nil

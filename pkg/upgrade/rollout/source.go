@@ -32,7 +32,7 @@ func Sources(ctx context.Context, from []string, dir string, keys []release.Key,
 		if strings.Contains(place, "://") {
 			var err error
 			if file, err = download(ctx, place, dir, say); err != nil {
-				return nil, fmt.Errorf("nothing was changed: %w", err)
+				return nil, fmt.Errorf("%w: %w", ErrNothingChanged, err)
 			}
 			path = fmt.Sprintf("/proc/self/fd/%d", file.Fd())
 		}
