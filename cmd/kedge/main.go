@@ -64,8 +64,8 @@ func main() {
 			}
 			os.Exit(exit.ExitCode())
 		}
-		// Not all libraries wrap it.
-		if os.Geteuid() != 0 && (errors.Is(err, fs.ErrPermission) || strings.Contains(err.Error(), "permission denied")) {
+		// Not all libraries wrap it. What has several lines says itself what to do.
+		if text := err.Error(); os.Geteuid() != 0 && !strings.Contains(text, "\n") && (errors.Is(err, fs.ErrPermission) || strings.Contains(text, "permission denied")) {
 			err = fmt.Errorf("%w: only root can do that: run it with sudo", err)
 		}
 		fmt.Fprintln(os.Stderr, "kedge:", err)

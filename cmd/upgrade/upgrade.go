@@ -182,7 +182,7 @@ func (c *command) offline(source *rollout.Source) error {
 	case installed == nil:
 		return fmt.Errorf("%s is not the program that is installed: run %s upgrade", program, uninstall.Program)
 	case used != nil:
-		return errors.New("Kedge is not installed on this machine: run install.sh of the release")
+		return errors.New("kedge is not installed on this machine: run install.sh of the release")
 	}
 	staging := upgrade.Staging{Store: upgrade.In(c.String("data-dir")), DataDir: c.String("data-dir"), Program: program, Keys: keys}
 	if _, err := os.Stat(staging.DataDir); err != nil {
