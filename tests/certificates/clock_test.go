@@ -23,7 +23,7 @@ const clockPatience = 15 * time.Minute
 // Machines of namespaces share the host's clock: there TestTwoYearsOff and TestAlone shift the certificates instead.
 func TestShiftedClock(t *testing.T) {
 	if os.Getenv("KEDGE_TEST_CLOCK") != "1" {
-		t.Skip("a server in a virtual machine takes three minutes on an idle host and many on a busy one: set KEDGE_TEST_CLOCK=1")
+		t.Skip("a server in a virtual machine takes six minutes on an idle host and many on a busy one: set KEDGE_TEST_CLOCK=1")
 	}
 	bed := testbed.New(t)
 	bin, err := cluster.Binary()
