@@ -136,7 +136,7 @@ func Extract(ctx context.Context, src io.Reader, keys []Key, open func(Info) (io
 	}
 	// The checksum of the compression comes after the end of the tar.
 	if _, err := io.Copy(io.Discard, io.LimitReader(unpacked, maxSums)); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+		return nil, readError(err)
 	}
 	return x.verify(keys)
 }
