@@ -156,7 +156,7 @@ look() {
 		die "this machine is installed as another role than $role: say server or agent"
 	fi
 	if [ -n "$joins" ] && [ -z "$token" ] && [ -z "$config" ] && [ ! -e $etc/config.yaml ] && [ ! -e $service ]; then
-		case $newline$args in *"$newline"--token-file*) ;; *) die "a machine joins with a token: give KEDGE_TOKEN, as \`kedge token create\` prints it on a server" ;; esac
+		case $newline$args in *"$newline"-token-file* | *"$newline"--token-file*) ;; *) die "a machine joins with a token: give KEDGE_TOKEN, as \`kedge token create\` prints it on a server" ;; esac
 	fi
 	if [ "$role" = agent ] && [ -z "$joins" ] && [ -z "$config" ] && [ ! -e $etc/config.yaml ]; then
 		die "an agent joins a cluster: give KEDGE_URL and KEDGE_TOKEN, as \`kedge token create\` prints them on a server"

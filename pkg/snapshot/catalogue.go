@@ -130,8 +130,8 @@ type Pruned struct {
 }
 
 // Prune removes the scheduled snapshots of a cluster beyond the newest keep that are intact: each is read to its end before it counts, so
-// that a broken one never displaces a good one. Snapshots of other clusters, those that somebody asked for, and those that cannot be read and may be
-// of another cluster, stay.
+// that a broken one never displaces a good one. Snapshots of other clusters, those that somebody asked for, and those that cannot be read
+// and may be of another cluster, stay.
 func Prune(ctx context.Context, s Store, cluster Identity, keep int, dryRun bool) (*Pruned, error) {
 	list, err := s.List(ctx)
 	if err != nil {
